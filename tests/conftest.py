@@ -1,0 +1,67 @@
+"""Shared by the tests: small models that differ from their initial near-uniform selves."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No deadline: this machine's speed is not what a property is about.
+settings.register_profile("project", deadline=None, max_examples=50)
+settings.load_profile("project")
+logging.getLogger("tinystories_slm").setLevel(logging.INFO)
+
+FAMILIES = {
+    "gpt": {"family": "gpt"},
+    "gpt with biases": {"family": "gpt", "bias": True},
+    "modern": {"family": "modern"},
+    "modern, grouped queries": {"family": "modern", "num_key_value_heads": 2, "bias": True},
+    "modern, qk_norm, untied": {"family": "modern", "qk_norm": True, "tie_word_embeddings": False},
+}
+
+
+def tiny_model(seed: int = 0, scale: float = 8.0, **overrides) -> TinyStoriesForCausalLM:
+    """A 2 x 32 model in evaluation mode whose weights are scaled up.
+
+    At the initial 0.02 attention is all but uniform and a wrong mask or position shows nowhere.
+    """
+    settings = {
+        "vocab_size": 101,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 48,
+    }
+    torch.manual_seed(seed)
+    model = TinyStoriesForCausalLM(TinyStoriesConfig(**settings | overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(scale)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
+def model(request: pytest.FixtureRequest) -> TinyStoriesForCausalLM:
+    return tiny_model(**request.param)
+
+
+def run_script(
+    name: str, *args: str, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """A script as a user runs it: a fresh process, from the repository's root unless `cwd` is given."""
+    command: Sequence[str] = [sys.executable, str(ROOT / "scripts" / name), *args]
+    return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, timeout=timeout)

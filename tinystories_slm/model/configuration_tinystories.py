@@ -1,0 +1,162 @@
+"""The architecture of a TinyStories model, validated.
+
+This file travels to the Hub beside the weights: it imports nothing of `tinystories_slm`.
+"""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+@strict
+class TinyStoriesConfig(PreTrainedConfig):
+    """A decoder-only transformer in one of two families.
+
+    - `family="gpt"`: learned positions, LayerNorm, GELU (tanh), a feed-forward layer of 4 x hidden;
+      the mathematics of GPT-2 (Radford et al., 2019).
+    - `family="modern"`: rotary positions (Su et al., arXiv 2104.09864), RMSNorm, SwiGLU (Shazeer,
+      arXiv 2002.05202), optionally grouped-query attention; the mathematics of Llama, or of Qwen3
+      where `qk_norm` is on.
+
+    Both are pre-norm with tied embeddings by default. The names that nanoGPT users know (`n_layer`,
+    `n_head`, `n_embd`, `block_size`) also work, as arguments and as attributes.
+
+    Raises:
+        ValueError: (as huggingface_hub's strict-dataclass error) for a combination that is no
+            transformer, or that no class which transformers ships computes.
+    """
+
+    model_type = "tinystories_slm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_embd": "hidden_size",
+        "block_size": "max_position_embeddings",
+    }
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 10_000
+    family: Literal["gpt", "modern"] = "gpt"
+    hidden_size: int = 256
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str | None = None
+    max_position_embeddings: int = 256
+    bias: bool = False
+    qk_norm: bool = False
+    dropout: float | int = 0.0
+    norm_eps: float = 1e-5
+    rope_parameters: RopeParameters | dict | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 0
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs):
+        # What follows is derived from these, so nanoGPT's names have to be in place first.
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                setattr(self, name, kwargs.pop(alias))
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = (
+                4 * self.hidden_size if self.family == "gpt" else _swiglu_size(self.hidden_size)
+            )
+        if self.hidden_act is None:
+            self.hidden_act = "gelu_pytorch_tanh" if self.family == "gpt" else "silu"
+        super().__post_init__(**kwargs)
+        if self.family == "gpt":
+            self.rope_parameters = None  # the parent fills it in for every class that declares it
+
+    def validate_architecture(self):
+        """Run by `@strict` after `__post_init__`."""
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}); change either"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads}); change either"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        self._validate_gpt() if self.family == "gpt" else self._validate_modern()
+
+    def _validate_gpt(self):
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                f"num_key_value_heads ({self.num_key_value_heads}) must equal num_attention_heads "
+                f"({self.num_attention_heads}) in the gpt family, as in GPT-2; use family=modern for "
+                "grouped-query attention"
+            )
+        if self.qk_norm:
+            raise ValueError(
+                "qk_norm (True) belongs to the modern family (Qwen3); GPT-2 has none: use family=modern"
+            )
+        if self.head_dim * self.num_attention_heads != self.hidden_size:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be hidden_size / num_attention_heads "
+                f"({self.hidden_size} / {self.num_attention_heads}) in the gpt family, as in GPT-2"
+            )
+        if not self.hidden_act.startswith("gelu"):
+            raise ValueError(
+                f"hidden_act ({self.hidden_act!r}) must be a GELU in the gpt family; use gelu_pytorch_tanh"
+            )
+
+    def _validate_modern(self):
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be even for rotary positions; change hidden_size "
+                f"({self.hidden_size}) or num_attention_heads ({self.num_attention_heads})"
+            )
+        if self.qk_norm and self.bias:
+            raise ValueError(
+                "qk_norm (True) with bias (True) maps to no class that transformers ships "
+                "(Qwen3's feed-forward has no biases); turn one of them off"
+            )
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type != "default":
+            raise ValueError(
+                f"rope_type ({rope_type!r}) must be 'default': scaled rotary positions are not built in"
+            )
+
+
+def _swiglu_size(hidden_size: int) -> int:
+    """8/3 x hidden, as three matrices then cost what GPT's two do, rounded up to a multiple of 32."""
+    return -(-8 * hidden_size // (3 * 32)) * 32
+
+
+__all__ = ["TinyStoriesConfig"]

@@ -1,0 +1,361 @@
+"""The TinyStories model: embedding, pre-norm transformer blocks, head.
+
+This file travels to the Hub beside the weights: it imports nothing of `tinystories_slm` but its
+sibling. Shapes: B batch, T tokens, S tokens seen so far (cache included), C hidden_size, H heads,
+K key-value heads, D head_dim, V vocabulary. Parameters carry Llama's names, so that the modern
+family's state dict loads into `LlamaForCausalLM` (or `Qwen3ForCausalLM`) unchanged.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_tinystories import TinyStoriesConfig
+
+
+class TinyStoriesRMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich, arXiv 1910.07467), computed in float32 as Llama does."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.to(torch.float32)
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+def _norm(config: TinyStoriesConfig) -> nn.Module:
+    if config.family == "modern":
+        return TinyStoriesRMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
+
+
+def rotary_angles(
+    config: TinyStoriesConfig, position_ids: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each (B, T, D), of every position's rotary angles.
+
+    Computed anew in each forward: a stored table would be a non-persistent buffer, which
+    `from_pretrained` leaves as garbage when it builds the model on the meta device.
+    """
+    exponents = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float, device=position_ids.device) / config.head_dim
+    )
+    inverse_frequencies = 1.0 / (config.rope_parameters["rope_theta"] ** exponents)  # (D/2,)
+    angles = position_ids[..., None].float() * inverse_frequencies  # (B, T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its angle; x is (B, heads, T, D), cos and sin (B, T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: the back-end that can return its weights, (B, H, T, S)."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class TinyStoriesAttention(nn.Module):
+    """Causal self-attention, computed by whichever back-end `attn_implementation` names."""
+
+    def __init__(self, config: TinyStoriesConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = True
+
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.bias)
+        self.o_proj.enters_residual = True
+        if config.qk_norm:
+            self.q_norm = TinyStoriesRMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = TinyStoriesRMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        B, T, _ = hidden_states.shape
+        query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim)  # (B, T, H, D)
+        key = self.k_proj(hidden_states).view(B, T, -1, self.head_dim)  # (B, T, K, D)
+        value = self.v_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(B, T, -1).contiguous()), weights
+
+
+class TinyStoriesMLP(nn.Module):
+    """The feed-forward layer: GELU (gpt) or SwiGLU (modern)."""
+
+    def __init__(self, config: TinyStoriesConfig):
+        super().__init__()
+        self.gated = config.family == "modern"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.down_proj.enters_residual = True
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+class TinyStoriesDecoderLayer(GradientCheckpointingLayer):
+    """One block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: TinyStoriesConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = TinyStoriesAttention(config, layer_idx)
+        self.mlp = TinyStoriesMLP(config)
+        self.input_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config)
+        self.dropout = config.dropout
+
+    def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self._drop(attended)
+        return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, p=self.dropout, training=self.training)
+
+
+class TinyStoriesPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know to load, place, split and initialise the model."""
+
+    config: TinyStoriesConfig
+    config_class = TinyStoriesConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TinyStoriesDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": TinyStoriesDecoderLayer, "attentions": TinyStoriesAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """GPT-2's initialisation: 0.02, and what enters the residual stream divided by sqrt(2 x layers)."""
+        super()._init_weights(module)
+        # Asked of the linear layer itself: transformers passes over a custom module without own parameters.
+        if getattr(module, "enters_residual", False):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class TinyStoriesModel(TinyStoriesPreTrainedModel):
+    """Token ids (B, T) to hidden states (B, T, C)."""
+
+    def __init__(self, config: TinyStoriesConfig):
+        super().__init__(config)
+        # No padding_idx: pad and end of text share an id, and a padding row would never learn.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.family == "gpt":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(
+            TinyStoriesDecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = _norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = self._position_ids(inputs_embeds, attention_mask, num_past)
+
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden_states, position_embeddings = inputs_embeds, None
+        if self.config.family == "gpt":
+            self._check_context(inputs_embeds.shape[1], num_past)
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        else:
+            position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
+
+    def _position_ids(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, num_past: int | Tensor
+    ) -> Tensor:
+        """(B or 1, T): the place of each token in its own text, padding on the left not counted."""
+        T = inputs_embeds.shape[1]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+        return (torch.arange(T, device=inputs_embeds.device) + num_past).unsqueeze(0)
+
+    def _check_context(self, num_tokens: int, num_past: int | Tensor) -> None:
+        # A static cache counts on the device, where a look would stop the stream (and the compiler).
+        num_past = num_past if isinstance(num_past, int) else 0
+        if num_past + num_tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{num_past + num_tokens} tokens do not fit the context of "
+                f"{self.config.max_position_embeddings} (max_position_embeddings), and this model learned "
+                "one embedding per position; shorten the prompt or lower max_new_tokens"
+            )
+
+
+class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
+    """Token ids (B, T) to next-token logits (B, T, V), and their loss."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: TinyStoriesConfig):
+        super().__init__(config)
+        self.model = TinyStoriesModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the next token after each of `input_ids`, and the loss where `labels` are given.
+
+        `labels` (B, T) are unshifted, usually equal to `input_ids`; -100 is ignored. The loss is in
+        nats per predicted token: their mean, or with `num_items_in_batch` their sum divided by it.
+        `logits_to_keep` computes only the last so many logits (0: all), or those at the given positions.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])  # (B, T or kept, V)
+        loss = None
+        if labels is not None:
+            # The library's causal loss shifts the labels by one and sums in float32.
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["TinyStoriesForCausalLM", "TinyStoriesModel", "TinyStoriesPreTrainedModel"]
