@@ -1,0 +1,145 @@
+"""What every script shares: YAML files and flags into a typed dataclass, and errors in one line."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from tqdm import tqdm
+
+from tinystories_slm.errors import InputError
+
+# Python puts a script's own folder first on the import path, where scripts/evaluate.py would hide the
+# library of that name from everybody. Nothing in that folder is meant to be imported.
+if sys.path and (Path(sys.path[0]) / "evaluate.py").is_file():
+    del sys.path[0]
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Args = TypeVar("Args")
+
+
+def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
+    """An `args_type` from its defaults, then each `--config` file left to right, then flags.
+
+    `--help` and `--print_config` print and exit.
+
+    Raises:
+        InputError: an unknown key, a wrong type, an unreadable file, or a value that the
+            dataclass itself refuses.
+    """
+    parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
+    )
+    parser.add_class_arguments(args_type, None)
+    try:
+        namespace = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+        values = vars(parser.instantiate(namespace))
+    except ArgumentError as error:
+        raise InputError(_one_line(str(error), args_type)) from error
+    return args_type(**{field.name: values[field.name] for field in fields(args_type)})
+
+
+def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
+    """Parse the command line, run `main`, and turn an `InputError` into one line and exit code 2."""
+    _show_log()
+    try:
+        main(parse(args_type))
+    except InputError as error:
+        # Every process of a distributed launch meets the same error; one line is enough.
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _show_log() -> None:
+    """What the package reports, on standard error, bare, between the lines of any progress bar.
+
+    Only the first process of a distributed launch reports; all of them warn.
+    """
+    handler = _AroundProgressBars()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("tinystories_slm")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+
+
+class _AroundProgressBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    """Move each `--config FILE` to the front: a flag beats a file wherever it stands."""
+    files: list[str] = []
+    flags: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        if arg == "--config":
+            files += [arg, *([value] if (value := next(rest, None)) is not None else [])]
+        elif arg.startswith("--config="):
+            files.append(arg)
+        else:
+            flags.append(arg)
+    return files + flags
+
+
+def _one_line(message: str, args_type: type) -> str:
+    """jsonargparse's complaint as one line that also names the way out."""
+    key = re.search(r'Parser key "([\w.]+)":', message)
+    given = re.search(r"(?:Got value|Given value): (.*)$", message)
+    expected = re.findall(r"Expected an? ([^\n]*?)(?:\. Got value.*)?$", message, flags=re.MULTILINE)
+    if key and given and expected:
+        kinds = " or ".join(dict.fromkeys(_plain_type(kind) for kind in expected))
+        return (
+            f"{key[1]} is {given[1]!r}, which is no {kinds}; correct the value (--help says what it means)."
+        )
+
+    unknown = (
+        re.search(r"unrecognized arguments: -*([\w.]+)", message)
+        or re.search(r"Option '([\w.]+)' is not accepted", message)
+        or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>\w+)'", message)
+    )
+    if unknown:
+        name = ".".join(part for part in unknown.groups() if part)
+        return f"unknown option {name!r}{_suggestion(name, _option_names(args_type))}"
+    line = " ".join(message.split())
+    return f"{line.rstrip('.')}; --help lists every option with its type."
+
+
+def _plain_type(kind: str) -> str:
+    kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
+        return f"one of {choices[1]}"
+    return kind
+
+
+def _option_names(args_type: type, prefix: str = "") -> list[str]:
+    names = []
+    for field in fields(args_type):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            names += _option_names(field.type, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    section, _, tail = name.rpartition(".")
+    # A name whose last part is known elsewhere (`lr` for `train.lr`) is the likeliest slip.
+    near = [option for option in known if option.split(".")[-1] == tail]
+    near = near or get_close_matches(name, known, n=1, cutoff=0.8)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    siblings = [option for option in known if option.rpartition(".")[0] == section]
+    return f"; {section or 'there'} has {', '.join(siblings)}." if siblings else "; --help lists all."

@@ -1,0 +1,273 @@
+"""Every knob of a run: YAML -> typed, frozen dataclasses -> flags."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+from tinystories_slm.cli import parse
+from tinystories_slm.errors import InputError
+from tinystories_slm.model import TinyStoriesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """Which stories, and where their files go."""
+
+    source: str = "builtin"
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; null for its newest commit, which is recorded."""
+    text_column: str = "text"
+    """Column (parquet) or key (JSONL) that holds the story."""
+    data_dir: Path = Path("data/builtin")
+    """Folder of raw stories, tokenizer, token files and manifest; one source per folder."""
+    seq_len: int = 256
+    """Tokens in a training window."""
+    windows: Literal["stream", "story"] = "stream"
+    """`stream`: windows tile the token stream; `story`: each opens with the first token of a story (a
+    story past `seq_len` opens several)."""
+    max_stories: int | None = None
+    """First training stories taken, before a validation cut; null for all (`builtin`: 40,000)."""
+    validation: Literal["auto", "cut"] = "auto"
+    """`auto`: the source's own validation split, or a cut where it has none; `cut`: always a cut."""
+    validation_fraction: float = 0.05
+    """Share of the training stories that a cut takes, chosen by a hash of each story's text."""
+    token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
+    num_workers: int | None = None
+    """Processes that tokenize, at most; null for one per core; small corpora use one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerArgs:
+    """The vocabulary: an own byte-level BPE, or an existing tokenizer."""
+
+    vocab_size: int = 10_000
+    """Entries of the own BPE, `<|endoftext|>` and the 256 bytes included."""
+    pretrained: str | None = None
+    """Hub id or folder of an existing tokenizer (`gpt2`) to use instead of an own one."""
+    max_stories: int = 200_000
+    """Training stories, evenly spaced, that the own BPE is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArgs:
+    """The architecture; names and meaning are those of `TinyStoriesConfig`."""
+
+    family: Literal["gpt", "modern"] = "gpt"
+    """`gpt`: learned positions, LayerNorm, GELU; `modern`: rotary positions, RMSNorm, SwiGLU."""
+    num_hidden_layers: int = 8
+    """Transformer blocks."""
+    hidden_size: int = 256
+    """Width of the residual stream; a multiple of `num_attention_heads`."""
+    num_attention_heads: int = 8
+    """Query heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads (`modern` only); null for as many as query heads."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layer; null for 4 x hidden (`gpt`) or 8/3 x hidden (`modern`)."""
+    bias: bool = False
+    """Biases in the linear layers (and, in `gpt`, in LayerNorm)."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys (`modern` only)."""
+    dropout: float = 0.0
+    """Probability of dropping an activation while training."""
+    tie_word_embeddings: bool = True
+    """One matrix for the input embedding and the output head."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary angles (`modern` only)."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """How the weights are optimized; every count is in optimizer steps."""
+
+    max_steps: int = 2_000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 64
+    """Sequences per optimizer step, over all processes."""
+    per_device_batch_size: int = 16
+    """Sequences one process forwards at once; gradient accumulation follows from it."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
+    lr: float = 1e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    min_lr_rate: float = 0.1
+    """Final learning rate as a share of the peak, reached at the last step."""
+    warmup_steps: int = 100
+    """Optimizer steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """AdamW's decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient's running mean."""
+    beta2: float = 0.95
+    """AdamW's decay of the gradient's running square."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    eval_every: int = 200
+    """Optimizer steps between evaluations; the last step is always evaluated."""
+    eval_stories: int | None = None
+    """Validation stories scored each time, the first ones; null for all."""
+    save_every: int = 200
+    """Optimizer steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Optimizer steps between lines of metrics.jsonl."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Type of the matrix products; `auto` is bf16 where the hardware multiplies it natively, else `no`."""
+    compile: bool = False
+    """Compile the transformer blocks with torch.compile."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest checkpoint of this run folder; `never` starts over."""
+    seed: int = 0
+    """Of the initial weights, the data order and dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run: stories to tokens to a trained model in `output_dir`."""
+
+    output_dir: Path = Path("runs/default")
+    """Run folder: config.yaml, metrics.jsonl, best/, last/, checkpoints/, loss.png, samples.md."""
+    data: DataArgs = field(default_factory=DataArgs)
+    tokenizer: TokenizerArgs = field(default_factory=TokenizerArgs)
+    model: ModelArgs = field(default_factory=ModelArgs)
+    train: TrainArgs = field(default_factory=TrainArgs)
+
+    def __post_init__(self) -> None:
+        problems = [*_data_problems(self), *_model_problems(self), *_train_problems(self.train)]
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def model_config(self, *, vocab_size: int, eos_token_id: int = 0) -> TinyStoriesConfig:
+        """The architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`."""
+        return TinyStoriesConfig(
+            **asdict(self.model),
+            vocab_size=vocab_size,
+            max_position_embeddings=self.data.seq_len,
+            bos_token_id=eos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=eos_token_id,
+        )
+
+
+def parse_config(argv: list[str] | None = None) -> RunConfig:
+    """Defaults, then each `--config` file left to right, then flags; see `cli.parse`."""
+    return parse(RunConfig, argv)
+
+
+def load_config(path: Path) -> RunConfig:
+    """The configuration that `save_config` wrote to `path`."""
+    return parse_config(["--config", str(path)])
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write every value of `config` as YAML that `load_config` reads back equal."""
+    path.write_text(yaml.dump(as_plain(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+
+
+def as_plain(config: RunConfig) -> dict[str, Any]:
+    """`config` as nested dictionaries of YAML's own types."""
+    plain = asdict(config)
+    plain["output_dir"] = str(config.output_dir)
+    plain["data"]["data_dir"] = str(config.data.data_dir)
+    return plain
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that some YAML reader takes for a number: a commit may begin with `5e8`."""
+
+
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = "'" if text[:1].isdigit() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_str)
+
+
+def _data_problems(config: RunConfig) -> list[str]:
+    data, tokenizer = config.data, config.tokenizer
+    problems = _below(data, "data", seq_len=2, max_stories=1, num_workers=1)
+    problems += _below(tokenizer, "tokenizer", max_stories=1)
+    if not 0.0 < data.validation_fraction < 1.0:
+        problems.append(
+            f"data.validation_fraction ({data.validation_fraction}) must lie between 0 and 1; try 0.05"
+        )
+    if tokenizer.pretrained is None:
+        if tokenizer.vocab_size < 257:
+            problems.append(
+                f"tokenizer.vocab_size ({tokenizer.vocab_size}) must be at least 257: "
+                "256 bytes and <|endoftext|>"
+            )
+        if data.token_dtype == "uint16" and tokenizer.vocab_size > 2**16:
+            problems.append(
+                f"tokenizer.vocab_size ({tokenizer.vocab_size}) does not fit data.token_dtype (uint16, "
+                "65536 ids); use uint32 or auto, or a smaller vocabulary"
+            )
+    return problems
+
+
+def _model_problems(config: RunConfig) -> list[str]:
+    try:
+        config.model_config(vocab_size=config.tokenizer.vocab_size)
+    except (StrictDataclassError, ValueError) as error:
+        # huggingface_hub wraps the sentence of `validate_architecture` in the names of its own classes.
+        return [f"model: {error.__cause__ or error}"]
+    return []
+
+
+def _train_problems(train: TrainArgs) -> list[str]:
+    problems = _below(
+        train,
+        "train",
+        max_steps=1,
+        batch_size=1,
+        per_device_batch_size=1,
+        warmup_steps=0,
+        eval_every=1,
+        eval_stories=1,
+        save_every=1,
+        keep_checkpoints=1,
+        log_every=1,
+        weight_decay=0,
+        seed=0,
+    )
+    if not 0 < train.lr < float("inf"):
+        problems.append(f"train.lr ({train.lr}) must be above 0; try 1e-3")
+    if not 0.0 <= train.min_lr_rate <= 1.0:
+        problems.append(
+            f"train.min_lr_rate ({train.min_lr_rate}) must lie between 0 and 1: the final learning rate "
+            "is this share of train.lr, never above the peak"
+        )
+    if train.warmup_steps >= train.max_steps:
+        problems.append(
+            f"train.warmup_steps ({train.warmup_steps}) must be below train.max_steps ({train.max_steps}); "
+            "shorten the warm-up or lengthen the run"
+        )
+    if train.per_device_batch_size >= 1 and train.batch_size % train.per_device_batch_size:
+        problems.append(
+            f"train.batch_size ({train.batch_size}) must be a multiple of train.per_device_batch_size "
+            f"({train.per_device_batch_size}); change either"
+        )
+    if not train.max_grad_norm > 0:
+        problems.append(f"train.max_grad_norm ({train.max_grad_norm}) must be above 0; try 1.0")
+    for name in ("beta1", "beta2"):
+        if not 0.0 <= getattr(train, name) < 1.0:
+            problems.append(f"train.{name} ({getattr(train, name)}) must lie in [0, 1)")
+    return problems
+
+
+def _below(section: object, prefix: str, **minima: int) -> list[str]:
+    """A complaint for each field of `section` that is below its minimum (null is always allowed)."""
+    return [
+        f"{prefix}.{name} ({value}) must be at least {minimum}"
+        for name, minimum in minima.items()
+        if (value := getattr(section, name)) is not None and value < minimum
+    ]
