@@ -1,0 +1,1 @@
+"""Stories -> tokens -> windows: `sources`, `tokenizer`, `prepare`, `windows`, in this order."""
