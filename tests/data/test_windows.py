@@ -1,0 +1,174 @@
+"""Windows: which tokens, in which order, in how much memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinystories_slm.data.windows import Windows, read_stories
+from tinystories_slm.errors import InputError
+
+
+def token_file(path: Path, tokens: list[int] | range | np.ndarray, dtype: str = "<u2") -> Path:
+    np.asarray(tokens, dtype=dtype).tofile(path)
+    return path
+
+
+def windows(path: Path, seq_len: int, seed: int = 0, token_dtype: str = "uint16") -> Windows:
+    return Windows(path, token_dtype=token_dtype, seq_len=seq_len, seed=seed)
+
+
+def test_twelve_tokens_give_exactly_these_windows(tmp_path: Path) -> None:
+    data = windows(token_file(tmp_path / "train.bin", range(100, 112)), seq_len=5, seed=0)
+    assert len(data) == 2
+    batches = [data.batch(step, 2).tolist() for step in range(3)]
+    # Recorded from the first run: a change here changes every training run there ever was.
+    assert batches == [
+        [[104, 105, 106, 107, 108], [109, 110, 111, 100, 101]],  # epoch 0 cuts at 4, and again over the end
+        [[107, 108, 109, 110, 111], [102, 103, 104, 105, 106]],
+        [[109, 110, 111, 100, 101], [104, 105, 106, 107, 108]],
+    ]
+
+
+def test_a_batch_is_int64_of_its_size_even_from_uint32(tmp_path: Path) -> None:
+    path = token_file(tmp_path / "train.bin", [70_000 + i for i in range(64)], "<u4")
+    batch = windows(path, seq_len=8, token_dtype="uint32").batch(0, 3)
+    assert batch.shape == (3, 8) and batch.dtype == np.int64
+    assert batch.min() >= 70_000 and batch.max() < 70_064
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_tokens=st.integers(8, 300),
+    seq_len=st.integers(2, 8),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+)
+def test_every_epoch_has_every_window_once(
+    tmp_path_factory: pytest.TempPathFactory, num_tokens: int, seq_len: int, seed: int, epoch: int
+) -> None:
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(num_tokens))
+    data = windows(path, seq_len, seed)
+    batch = data.batch(epoch, len(data))  # a batch the size of an epoch
+    assert np.all((batch[:, 1:] - batch[:, :-1]) % num_tokens == 1)  # whole windows of the ring
+    seen = batch.ravel().tolist()
+    assert len(set(seen)) == len(seen) == num_tokens // seq_len * seq_len  # and no token twice
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    step=st.integers(0, 30),
+    batch_size=st.integers(1, 40),
+    start=st.integers(0, 40),
+    stop=st.integers(0, 40),
+    seed=st.integers(0, 9),
+)
+def test_rows_and_batch_size_only_cut_one_endless_stream(
+    tmp_path_factory: pytest.TempPathFactory, step: int, batch_size: int, start: int, stop: int, seed: int
+) -> None:
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(103))
+    batch = windows(path, 10, seed).batch(step, batch_size)
+    rows = windows(path, 10, seed).batch(step, batch_size, rows=slice(start, stop))
+    assert rows.tolist() == batch[start:stop].tolist()
+    stream = windows(path, 10, seed)
+    one_by_one = [stream.batch(step * batch_size + row, 1)[0].tolist() for row in range(batch_size)]
+    assert one_by_one == batch.tolist()
+
+
+def test_order_and_cuts_change_with_the_epoch_and_the_seed(tmp_path: Path) -> None:
+    path = token_file(tmp_path / "train.bin", range(1000))
+    epochs = [windows(path, 10, seed).batch(epoch, 100) for seed in (0, 1) for epoch in range(10)]
+    assert len({epoch.tobytes() for epoch in epochs}) == 20
+    assert len({int(epoch[0, 0]) % 10 for epoch in epochs}) > 3
+
+
+def test_a_file_of_one_window_is_enough_and_one_token_less_is_refused(tmp_path: Path) -> None:
+    data = windows(token_file(tmp_path / "train.bin", range(8)), seq_len=8)
+    assert sorted(data.batch(5, 1)[0].tolist()) == list(range(8))
+    with pytest.raises(InputError, match=r"data\.seq_len \(9\) is longer than the 8 tokens"):
+        windows(tmp_path / "train.bin", seq_len=9)
+
+
+def test_half_a_token_at_the_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"123")
+    with pytest.raises(InputError, match=r"3 bytes"):
+        windows(tmp_path / "train.bin", seq_len=1)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.bin"
+    with path.open("wb") as file:
+        file.truncate(400 * 10**6)  # sparse: reads as zeros, page by page
+    measure = """
+import sys
+from pathlib import Path
+from tinystories_slm.data.windows import Windows
+
+def rss_mb():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1024
+
+data = Windows(Path(sys.argv[1]), token_dtype="uint16", seq_len=1000, seed=0)
+data.batch(0, 64)
+before = rss_mb()
+for step in range(1, 600):
+    data.batch(step, 64)
+print(rss_mb() - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads resident memory from /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", measure, str(path)], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert float(done.stdout) < 60
+
+
+def test_read_stories_splits_at_the_end_token() -> None:
+    tokens = np.array([5, 6, 0, 7, 0, 8, 9, 9, 0, 4], dtype=np.uint16)
+    assert [story.tolist() for story in read_stories(tokens, 0)] == [[5, 6], [7], [8, 9, 9]]
+    assert [story.tolist() for story in read_stories(tokens, 0, limit=2)] == [[5, 6], [7]]
+    assert list(read_stories(tokens, 0, limit=0)) == []
+
+
+def test_read_stories_across_its_own_chunks() -> None:
+    lengths = [700_000, 700_000, 3, 2**20 - 1, 1]
+    tokens = np.concatenate([np.append(np.full(n, n % 60_000 + 1), 0) for n in lengths])
+    assert [len(story) for story in read_stories(tokens, 0)] == lengths
+
+
+def test_story_windows_open_with_stories_and_run_on(tmp_path: Path) -> None:
+    # Stories of 2, 7 and 1 tokens, each with its end (0); windows of 4.
+    path = token_file(tmp_path / "train.bin", [11, 12, 0, 21, 22, 23, 24, 25, 26, 27, 0, 31, 0])
+    data = Windows(path, token_dtype="uint16", seq_len=4, seed=0, eos_token_id=0)
+    epoch = data.batch(0, len(data)).tolist()
+
+    assert sorted(epoch) == [
+        [0, 11, 12, 0],  # the ring's last end stands before its first story
+        [0, 21, 22, 23],
+        [0, 31, 0, 11],
+        [24, 25, 26, 27],  # the long story's second window
+    ]
+    assert epoch != data.batch(1, len(data)).tolist()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    seq_len=st.integers(2, 16),
+    seed=st.integers(0, 5),
+)
+def test_story_windows_cover_every_token_and_open_each_story_once(tmp_path_factory, lengths, seq_len, seed):
+    # Every token its own number, so that a window says where in the file it was read.
+    number = iter(range(1, 10_000))
+    tokens = [token for length in lengths for token in [*(next(number) for _ in range(length)), 0]]
+    if len(tokens) < seq_len:
+        return
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", tokens)
+    data = Windows(path, token_dtype="uint16", seq_len=seq_len, seed=seed, eos_token_id=0)
+    epoch = data.batch(0, len(data))
+
+    assert len(data) == sum(-(-(length + 1) // seq_len) for length in lengths)
+    assert set(tokens) <= set(epoch.ravel().tolist())
+    assert (epoch[:, 0] == 0).sum() >= len(lengths)
