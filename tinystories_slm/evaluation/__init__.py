@@ -1,0 +1,1 @@
+"""How well a model predicts stories it has not seen."""

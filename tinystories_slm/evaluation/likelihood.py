@@ -1,0 +1,132 @@
+"""The likelihood of stories under a causal language model: every token once, sums, no means of means.
+
+The protocol, for any model and tokenizer: a story is scored alone, as `<|endoftext|> + ids +
+<|endoftext|>`, and every token after the first is predicted once. A story longer than the model's
+context is read in windows that overlap by half, so each later token still sees at least half a
+context. Losses are in nats; sums are kept in float64 and divided once, so neither the batch size
+nor the order of the stories matters.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class StoryScores:
+    """What the model said of each of N stories; arrays of shape (N,), sums over the story's tokens."""
+
+    nats: np.ndarray
+    """Negative log-likelihood, float64."""
+    num_correct: np.ndarray
+    """Tokens that were the model's first choice, int64."""
+    num_tokens: np.ndarray
+    """Predicted tokens, the final `<|endoftext|>` included, int64."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    story: int
+    token_ids: Sequence[int]
+    num_scored: int
+    """The last so many tokens are scored here; those before them are context only."""
+
+
+def summarize(*, nats: float, num_correct: int, num_tokens: int, num_bytes: int, num_stories: int) -> dict:
+    """The figures of one evaluation from its sums; `loss` in nats per token."""
+    loss = nats / num_tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "accuracy": num_correct / num_tokens,
+        "num_tokens": int(num_tokens),
+        "num_bytes": int(num_bytes),
+        "num_stories": int(num_stories),
+    }
+
+
+@torch.no_grad()
+def score_stories(
+    model: PreTrainedModel,
+    stories: Sequence[Sequence[int]],
+    *,
+    eos_token_id: int,
+    batch_size: int,
+    autocast: AbstractContextManager | None = None,
+    progress: bool = False,
+) -> StoryScores:
+    """Score token-id sequences (without their end token) by the protocol above.
+
+    The model is put into evaluation mode and back. `autocast` runs the forwards in lower precision.
+    """
+    context = getattr(model.config, "max_position_embeddings", None) or max(map(len, stories)) + 1
+    windows = [window for i, ids in enumerate(stories) for window in _windows(i, ids, eos_token_id, context)]
+    # Neighbours of one length waste no padding; the longest first shows at once whether memory suffices.
+    windows.sort(key=lambda window: len(window.token_ids), reverse=True)
+
+    nats = np.zeros(len(stories))
+    num_correct = np.zeros(len(stories), dtype=np.int64)
+    num_tokens = np.zeros(len(stories), dtype=np.int64)
+    was_training = model.training
+    model.eval()
+    with (
+        autocast or nullcontext(),
+        tqdm(total=len(windows), desc="score", unit="story", disable=not progress) as bar,
+    ):
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            for window, (loss, correct) in zip(batch, _score_batch(model, batch, eos_token_id), strict=True):
+                nats[window.story] += loss
+                num_correct[window.story] += correct
+                num_tokens[window.story] += window.num_scored
+            bar.update(len(batch))
+    model.train(was_training)
+    return StoryScores(nats=nats, num_correct=num_correct, num_tokens=num_tokens)
+
+
+def _windows(story: int, token_ids: Sequence[int], eos_token_id: int, context: int) -> list[_Window]:
+    """One window, or for a story past the context several that overlap by half.
+
+    A window of n tokens feeds the first n - 1 to the model, so it may be one longer than the context.
+    """
+    tokens = [eos_token_id, *token_ids, eos_token_id]
+    windows = []
+    scored_to = 1  # the first token is given
+    start = 0
+    while scored_to < len(tokens):
+        end = min(start + context + 1, len(tokens))
+        windows.append(_Window(story, tokens[start:end], end - scored_to))
+        scored_to = end
+        start += max(1, context // 2)
+    return windows
+
+
+def _score_batch(
+    model: PreTrainedModel, batch: Sequence[_Window], eos_token_id: int
+) -> list[tuple[float, int]]:
+    """(sum of nats, number of first choices) over each window's scored tokens."""
+    longest = len(batch[0].token_ids)
+    # Padding on the right is invisible to causal attention, so no mask is needed.
+    padded = torch.full((len(batch), longest), eos_token_id)
+    for row, window in enumerate(batch):
+        padded[row, : len(window.token_ids)] = torch.as_tensor(window.token_ids)
+    padded = padded.to(model.device)
+    logits = model(input_ids=padded[:, :-1], use_cache=False).logits  # (B, T - 1, V)
+    return [_score_row(logits[row], padded[row, 1:], window) for row, window in enumerate(batch)]
+
+
+def _score_row(logits: Tensor, targets: Tensor, window: _Window) -> tuple[float, int]:
+    scored = slice(len(window.token_ids) - 1 - window.num_scored, len(window.token_ids) - 1)
+    row_logits = logits[scored].float()  # (num_scored, V)
+    row_targets = targets[scored]
+    loss = torch.nn.functional.cross_entropy(row_logits, row_targets, reduction="none")
+    correct = row_logits.argmax(dim=-1) == row_targets
+    return loss.double().sum().item(), int(correct.sum())
