@@ -1,0 +1,159 @@
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tinystories_slm.config import load_config
+from tinystories_slm.errors import InputError
+from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.training import finished, train
+from tinystories_slm.training.run import start_run
+from tinystories_slm.training.tracking import read_metrics
+
+
+def series(run_dir: Path, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_run_folder_explains_itself(tiny_run):
+    config = tiny_run()
+    run_dir = train(config)
+
+    assert load_config(run_dir / "config.yaml") == config
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "best", "checkpoints", "config.yaml", "last", "loss.png", "metrics.jsonl", "samples.md",
+    ]  # fmt: skip
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [
+        "step_000008",
+        "step_000012",
+    ]
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    logged = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, 13))
+    assert all(line["tokens"] == line["step"] * 8 * 32 for line in lines)
+    assert set(logged[0]) == {
+        "step", "tokens", "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second",
+    }  # fmt: skip
+    assert logged[0]["train/lr"] == pytest.approx(5e-3) and logged[1]["train/lr"] == pytest.approx(1e-2)
+    assert list(series(run_dir, "val/loss")) == [4, 8, 12]
+    assert series(run_dir, "train/loss")[12] < series(run_dir, "train/loss")[1] - 0.5
+    samples = (run_dir / "samples.md").read_text()
+    assert samples.count("## step") == 3 and samples.count("> Once upon a time") == 3
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert finished(config)
+
+
+def test_best_is_the_model_of_the_lowest_validation_loss(tiny_run, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("tinystories_slm.training.loop.validation_loss", lambda run: next(losses))
+    run_dir = train(tiny_run("--train.keep_checkpoints", "3"))
+    progress = json.loads((run_dir / "checkpoints" / "step_000012" / "progress.json").read_text())
+
+    assert (progress["best_step"], progress["best_loss"]) == (8, 1.0)
+    assert_equal(weights(run_dir / "best"), weights(run_dir / "checkpoints" / "step_000008"))
+    assert_equal(weights(run_dir / "last"), weights(run_dir / "checkpoints" / "step_000012"))
+
+
+def test_accumulation_changes_nothing_but_memory(tiny_run):
+    whole = train(tiny_run(name="whole"))
+    pieces = train(tiny_run("--train.per_device_batch_size", "1", name="pieces"))
+
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        assert list(series(pieces, name).values()) == pytest.approx(
+            list(series(whole, name).values()), rel=2e-4
+        )
+
+
+def test_a_run_that_stopped_half_way_ends_like_one_that_did_not(tiny_run):
+    dropout = ("--model.dropout", "0.2", "--train.per_device_batch_size", "4")
+    whole = train(tiny_run(*dropout, name="whole"))
+    halves = train(tiny_run(*dropout, name="halves"))
+    for folder in ("best", "last"):
+        shutil.rmtree(halves / folder)
+    shutil.rmtree(halves / "checkpoints" / "step_000012")  # as if it had been killed after step 8
+    assert not finished(tiny_run(*dropout, name="halves"))
+    assert train(tiny_run(*dropout, name="halves")) == halves
+
+    assert_equal(weights(halves / "last"), weights(whole / "last"))
+    for name in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
+        assert series(halves, name) == series(whole, name)
+    assert (halves / "samples.md").read_text() == (whole / "samples.md").read_text()
+
+
+def test_a_finished_run_is_not_trained_again(tiny_run):
+    run_dir = train(tiny_run())
+    before = (run_dir / "metrics.jsonl").read_text(), weights(run_dir / "last")
+    train(tiny_run())
+
+    assert (run_dir / "metrics.jsonl").read_text() == before[0]
+    assert_equal(weights(run_dir / "last"), before[1])
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_every_difference(tiny_run):
+    run_dir = train(tiny_run())
+    before = (run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError) as refusal:
+        train(tiny_run("--model.hidden_size", "32", "--train.lr", "0.02", "--train.log_every", "5"))
+
+    message = str(refusal.value)
+    assert "model.hidden_size was 16 and is 32" in message and "train.lr was 0.01 and is 0.02" in message
+    assert "log_every" not in message and "--train.resume never" in message and "\n" not in message
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_resume_never_starts_over(tiny_run):
+    run_dir = train(tiny_run())
+    train(tiny_run("--train.resume", "never", "--model.hidden_size", "32", "--train.max_steps", "4"))
+
+    assert list(series(run_dir, "train/loss")) == [1, 2, 3, 4]
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_000004"]
+    model, _ = load_model_folder(str(run_dir / "last"))
+    assert model.config.hidden_size == 32
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tiny_run):
+    run_dir = train(tiny_run())
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    model_file = run_dir / "checkpoints" / "step_000008" / "model.safetensors"
+    model_file.write_bytes(model_file.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"step_000008 .*--train.resume never"):
+        train(tiny_run())
+
+
+def test_an_exploding_loss_ends_the_run_with_the_knob_to_turn(tiny_run):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+; lower train.lr \(1e\+20\)"):
+        train(tiny_run("--train.lr", "1e20", "--train.max_grad_norm", "1e30"))
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_run, monkeypatch):
+    config = tiny_run("--train.per_device_batch_size", "8")
+    state = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
+    monkeypatch.setattr("tinystories_slm.training.run.PartialState", lambda: state)
+    with pytest.raises(InputError, match=r"train.batch_size \(8\).*\(8 x 3\)"):
+        start_run(config)
+    assert not config.output_dir.exists()
+
+
+def test_compiled_blocks_train_like_plain_ones(tiny_run):
+    flags = ("--train.max_steps", "4", "--train.eval_every", "4")
+    plain = train(tiny_run(*flags, name="plain"))
+    compiled = train(tiny_run(*flags, "--train.compile", "true", name="compiled"))
+
+    assert weights(compiled / "last").keys() == weights(plain / "last").keys()
+    for name in ("train/loss", "val/loss"):
+        expected = list(series(plain, name).values())
+        assert list(series(compiled, name).values()) == pytest.approx(expected, rel=1e-4)

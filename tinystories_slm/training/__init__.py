@@ -1,0 +1,6 @@
+"""Training: the loop, the optimizer, checkpoints and the record of a run."""
+
+from tinystories_slm.training.loop import train
+from tinystories_slm.training.run import finished
+
+__all__ = ["finished", "train"]
