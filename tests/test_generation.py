@@ -76,6 +76,7 @@ def test_it_stops_at_the_end_of_text(tokenizer):
         ({"top_p": 0.0}, r"top_p \(0.0\)"),
         ({"top_k": -1}, r"top_k \(-1\)"),
         ({"temperature": -0.1}, r"temperature \(-0.1\)"),
+        ({"temperature": 1e-9}, r"temperature \(1e-09\).*at least 0.001"),
         ({"temperature": float("nan")}, r"temperature \(nan\)"),
         ({"max_new_tokens": 0}, r"max_new_tokens \(0\)"),
     ],
@@ -137,6 +138,23 @@ def test_the_model_folder_replaces_itself_whole(teller, tokenizer, tmp_path):
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids).logits, teller(ids).logits)
     assert again("Once upon").input_ids == tokenizer("Once upon").input_ids
+
+
+def test_a_damaged_model_folder_is_one_line(teller, tokenizer, tmp_path):
+    folder = save_model_folder(teller, tokenizer, tmp_path / "best")
+    config = (folder / "config.json").read_text()
+    for name, content in [
+        ("config.json", config.replace('"hidden_size": 32', '"hidden_size": 33').encode()),
+        ("config.json", config.replace('"intermediate_size": 128', '"intermediate_size": 64').encode()),
+        ("config.json", b"{"),
+        ("model.safetensors", (folder / "model.safetensors").read_bytes()[:100]),
+    ]:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be loaded") as refusal:
+            load_model_folder(str(folder))
+        assert "\n" not in str(refusal.value)
+        (folder / name).write_bytes(kept)
 
 
 def test_the_folder_opens_where_this_package_is_not_installed(teller, tokenizer, tmp_path):

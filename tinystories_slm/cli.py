@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from tqdm import tqdm
 
 from tinystories_slm.errors import InputError
@@ -34,15 +35,20 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
         InputError: an unknown key, a wrong type, an unreadable file, or a value that the
             dataclass itself refuses.
     """
-    parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False)
+    parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
     )
     parser.add_class_arguments(args_type, None)
     try:
         namespace = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+        _check_filled(namespace, args_type)
         values = vars(parser.instantiate(namespace))
-    except ArgumentError as error:
+    except (
+        ArgumentError,
+        TypeError,
+        ValueError,
+    ) as error:  # a file of other than YAML, a null where none may be
         raise InputError(_one_line(str(error), args_type)) from error
     return args_type(**{field.name: values[field.name] for field in fields(args_type)})
 
@@ -122,6 +128,20 @@ def _plain_type(kind: str) -> str:
     if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return f"one of {choices[1]}"
     return kind
+
+
+def _check_filled(namespace: Namespace, args_type: type, prefix: str = "") -> None:
+    """Refuse what jsonargparse lets pass: a value for a whole section, and null where none may be."""
+    for field in fields(args_type):
+        name, value = prefix + field.name, namespace[field.name]
+        if is_dataclass(field.type):
+            if not isinstance(value, Namespace):
+                raise InputError(
+                    f"{name} is {value!r}, which is no section of options; indent them below it."
+                )
+            _check_filled(value, field.type, f"{name}.")
+        elif value is None and NoneType not in get_args(field.type):
+            raise InputError(f"{name} is null, and there is no doing without; leave it out or give a value.")
 
 
 def _option_names(args_type: type, prefix: str = "") -> list[str]:

@@ -201,10 +201,10 @@ def _data_problems(config: RunConfig) -> list[str]:
             f"data.validation_fraction ({data.validation_fraction}) must lie between 0 and 1; try 0.05"
         )
     if tokenizer.pretrained is None:
-        if tokenizer.vocab_size < 257:
+        if not 257 <= tokenizer.vocab_size <= 2**20:
             problems.append(
-                f"tokenizer.vocab_size ({tokenizer.vocab_size}) must be at least 257: "
-                "256 bytes and <|endoftext|>"
+                f"tokenizer.vocab_size ({tokenizer.vocab_size}) must be at least 257 (256 bytes and "
+                "<|endoftext|>) and at most 1048576"
             )
         if data.token_dtype == "uint16" and tokenizer.vocab_size > 2**16:
             problems.append(
@@ -215,6 +215,8 @@ def _data_problems(config: RunConfig) -> list[str]:
 
 
 def _model_problems(config: RunConfig) -> list[str]:
+    if config.data.seq_len < 2 or config.tokenizer.vocab_size < 1:
+        return []  # told by `_data_problems`
     try:
         config.model_config(vocab_size=config.tokenizer.vocab_size)
     except (StrictDataclassError, ValueError) as error:
@@ -239,6 +241,8 @@ def _train_problems(train: TrainArgs) -> list[str]:
         weight_decay=0,
         seed=0,
     )
+    if train.seed >= 2**32:
+        problems.append(f"train.seed ({train.seed}) must be below 4294967296")
     if not 0 < train.lr < float("inf"):
         problems.append(f"train.lr ({train.lr}) must be above 0; try 1e-3")
     if not 0.0 <= train.min_lr_rate <= 1.0:

@@ -41,6 +41,10 @@ class GenerateArgs:
     def __post_init__(self) -> None:
         if self.num_stories < 1:
             raise InputError(f"num_stories ({self.num_stories}) must be at least 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed ({self.seed}) must lie between 0 and 9223372036854775807")
+        if not self.prompt.isprintable() and any("\ud800" <= char <= "\udfff" for char in self.prompt):
+            raise InputError("prompt is not valid UTF-8; type it in a terminal that is set to UTF-8")
         check_sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
@@ -129,8 +133,8 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int, top_p
     """Refuse, as an `InputError`, what `generate()` could not mean."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
-    if not temperature >= 0:
-        raise InputError(f"temperature ({temperature}) must be 0 (greedy) or above; try 0.8")
+    if not (temperature == 0 or 1e-3 <= temperature < float("inf")):
+        raise InputError(f"temperature ({temperature}) must be 0 (greedy) or at least 0.001; try 0.8")
     if top_k < 0:
         raise InputError(f"top_k ({top_k}) must be 0 (off) or above; try 50")
     if not 0.0 < top_p <= 1.0:

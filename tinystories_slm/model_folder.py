@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -86,10 +88,10 @@ def load_model_folder(
             network = AutoModelForCausalLM.from_pretrained(
                 model, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model {model!r} cannot be loaded: {reason[:300]}") from error
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, revision=revision)
     return network.to(device or best_device()).eval(), tokenizer
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import builtin
+from tinystories_slm.data import hub as hub_room
 from tinystories_slm.data.sources import (
     RawStories,
     download_data,
@@ -418,3 +419,17 @@ def test_a_data_dir_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "data" / "raw").mkdir(parents=True)
     with pytest.raises(InputError, match=r"raw is there but was not finished by this program"):
         download_data(DataArgs(data_dir=tmp_path / "data", max_stories=10))
+
+
+def test_the_real_loader_reads_a_folder_of_the_hubs_shape(tmp_path: Path) -> None:
+    folder = tmp_path / "stories" / "data"
+    folder.mkdir(parents=True)
+    for split, texts in (("train", ["One.", "Two."]), ("validation", ["Three."])):
+        table = pa.table({"text": texts, "n": [1] * len(texts)})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    splits = hub_room.load_splits(str(folder.parent), None, "text")
+
+    assert {name: list(hub_room.texts(split, "text")) for name, split in splits.items()} == {
+        "train": ["One.", "Two."],
+        "validation": ["Three."],
+    }

@@ -149,7 +149,8 @@ def test_story_windows_open_with_stories_and_run_on(tmp_path: Path) -> None:
         [0, 11, 12, 0],  # the ring's last end stands before its first story
         [0, 21, 22, 23],
         [0, 31, 0, 11],
-        [24, 25, 26, 27],  # the long story's second window
+        [23, 24, 25, 26],  # the long story's further windows
+        [26, 27, 0, 31],
     ]
     assert epoch != data.batch(1, len(data)).tolist()
 
@@ -169,6 +170,8 @@ def test_story_windows_cover_every_token_and_open_each_story_once(tmp_path_facto
     data = Windows(path, token_dtype="uint16", seq_len=seq_len, seed=seed, eos_token_id=0)
     epoch = data.batch(0, len(data))
 
-    assert len(data) == sum(-(-(length + 1) // seq_len) for length in lengths)
-    assert set(tokens) <= set(epoch.ravel().tolist())
+    assert len(data) == sum(-(-(length + 1) // (seq_len - 1)) for length in lengths)
+    assert set(tokens) - {0} <= set(epoch[:, 1:].ravel().tolist())  # each is predicted, not only seen
+    ends = sum(1 for row in epoch for token in row[1:] if token == 0)
+    assert ends >= len(lengths)
     assert (epoch[:, 0] == 0).sum() >= len(lengths)

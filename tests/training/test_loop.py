@@ -11,6 +11,7 @@ from tinystories_slm.config import load_config
 from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
+from tinystories_slm.training.checkpoints import checkpoints, step_of
 from tinystories_slm.training.run import start_run
 from tinystories_slm.training.tracking import read_metrics
 
@@ -35,7 +36,8 @@ def test_a_run_folder_explains_itself(tiny_run):
 
     assert load_config(run_dir / "config.yaml") == config
     assert sorted(path.name for path in run_dir.iterdir()) == [
-        "best", "checkpoints", "config.yaml", "last", "loss.png", "metrics.jsonl", "samples.md",
+        "best", "checkpoints", "config.yaml", "last", "loss.png", "manifest.json", "metrics.jsonl",
+        "samples.md",
     ]  # fmt: skip
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [
         "step_000008",
@@ -94,6 +96,59 @@ def test_a_run_that_stopped_half_way_ends_like_one_that_did_not(tiny_run):
     assert (halves / "samples.md").read_text() == (whole / "samples.md").read_text()
 
 
+def test_a_run_may_go_on_in_other_micro_batches(tiny_run):
+    # 12 windows in 2 forwards, then in 3: Accelerate's own count of micro-batches would not survive this.
+    batch = ("--train.batch_size", "12")
+    whole = train(tiny_run(*batch, "--train.per_device_batch_size", "6", name="whole"))
+    mixed = train(tiny_run(*batch, "--train.per_device_batch_size", "6", name="mixed"))
+    for step in (8, 12):
+        shutil.rmtree(mixed / "checkpoints" / f"step_{step:06d}")
+    shutil.copytree(whole / "checkpoints" / "step_000008", mixed / "checkpoints" / "step_000008")
+    train(tiny_run(*batch, "--train.per_device_batch_size", "4", name="mixed"))
+
+    for name in ("train/loss", "train/grad_norm"):
+        assert list(series(mixed, name).values()) == pytest.approx(
+            list(series(whole, name).values()), rel=2e-4
+        )
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny_run):
+    run_dir = train(tiny_run())
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["tokenizer_sha256"] = "0" * 64
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"run on other data: tokenizer_sha256 was '0+' and is"):
+        train(tiny_run())
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(tiny_run, tmp_path):
+    precious = tmp_path / "run" / "checkpoints" / "precious"
+    precious.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds checkpoints that no run of this program made"):
+        train(tiny_run())
+    assert precious.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"output_dir \(.*file\) cannot be written to"):
+        train(tiny_run(name="file"))
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for step in (999_000, 1_000_000, 200):
+        folder = tmp_path / "checkpoints" / f"step_{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "progress.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step_2000000.partial").mkdir()
+
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [200, 999_000, 1_000_000]
+
+
+def test_muon_does_not_run_in_fp16(tiny_run, monkeypatch):
+    monkeypatch.setattr("tinystories_slm.training.run.resolve_precision", lambda *_: "fp16")
+    with pytest.raises(InputError, match=r"fp16.*muon.*bf16"):
+        start_run(tiny_run("--train.optimizer", "muon"))
+
+
 def test_a_finished_run_is_not_trained_again(tiny_run):
     run_dir = train(tiny_run())
     before = (run_dir / "metrics.jsonl").read_text(), weights(run_dir / "last")
@@ -117,10 +172,12 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_every_difference(
 
 def test_resume_never_starts_over(tiny_run):
     run_dir = train(tiny_run())
+    (run_dir / "evaluation.json").write_text("{}")
     train(tiny_run("--train.resume", "never", "--model.hidden_size", "32", "--train.max_steps", "4"))
 
     assert list(series(run_dir, "train/loss")) == [1, 2, 3, 4]
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_000004"]
+    assert not (run_dir / "evaluation.json").exists()  # it spoke of the old model
     model, _ = load_model_folder(str(run_dir / "last"))
     assert model.config.hidden_size == 32
 
@@ -130,6 +187,10 @@ def test_a_damaged_checkpoint_is_refused_by_name(tiny_run):
     shutil.rmtree(run_dir / "checkpoints" / "step_000012")
     model_file = run_dir / "checkpoints" / "step_000008" / "model.safetensors"
     model_file.write_bytes(model_file.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"step_000008 .*--train.resume never"):
+        train(tiny_run())
+    shutil.copy(run_dir / "last" / "model.safetensors", model_file)
+    (model_file.parent / "optimizer.bin").write_bytes(b"garbage")
     with pytest.raises(InputError, match=r"step_000008 .*--train.resume never"):
         train(tiny_run())
 
@@ -142,7 +203,7 @@ def test_an_exploding_loss_ends_the_run_with_the_knob_to_turn(tiny_run):
 def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_run, monkeypatch):
     config = tiny_run("--train.per_device_batch_size", "8")
     state = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
-    monkeypatch.setattr("tinystories_slm.training.run.PartialState", lambda: state)
+    monkeypatch.setattr("tinystories_slm.training.run._processes", lambda: state)
     with pytest.raises(InputError, match=r"train.batch_size \(8\).*\(8 x 3\)"):
         start_run(config)
     assert not config.output_dir.exists()

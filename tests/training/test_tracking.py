@@ -1,3 +1,5 @@
+from matplotlib.figure import Figure
+
 from tinystories_slm.training.tracking import RunRecord, read_metrics
 
 
@@ -23,3 +25,19 @@ def test_other_processes_write_nothing(tmp_path):
     record.sample("A story.", step=1)
     record.plot()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plot_shows_what_was_logged_and_the_entropy(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.update(figure=figure, path=path))
+    record = RunRecord(tmp_path, entropy=0.25)
+    for step, loss in ((1, 4.0), (2, 2.0), (3, 1.0)):
+        record.log({"train/loss": loss}, step=step, tokens=step)
+    record.log({"val/loss": 1.5}, step=3, tokens=3)
+    record.plot()
+
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn["figure"].axes[0].lines}
+    assert lines["training"] == [[1, 4.0], [2, 2.0], [3, 1.0]]
+    assert lines["validation"] == [[3, 1.5]]
+    assert {y for _, y in lines["the corpus's entropy"]} == {0.25}
+    assert drawn["path"] == tmp_path / "loss.png"

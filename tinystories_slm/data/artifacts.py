@@ -16,6 +16,7 @@ _NOT_WRITABLE = (
     errno.EACCES,
     errno.EDQUOT,
     errno.EEXIST,
+    errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,

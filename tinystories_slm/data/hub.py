@@ -41,7 +41,7 @@ def commit_of(source: str, revision: str | None = None) -> str:
     return commit
 
 
-def load_splits(source: str, commit: str, text_column: str) -> dict[str, datasets.Dataset]:
+def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, datasets.Dataset]:
     """Every split of the dataset, with `text_column` alone; kept in the cache of `datasets`.
 
     Raises:

@@ -142,6 +142,9 @@ def _make(data: DataArgs) -> Manifest:
             f"{data.data_dir / 'tokenizer'} was made of other stories ({tokenizer.source} at "
             f"{tokenizer.revision}) than {data.data_dir / 'raw'} holds; delete it to make it anew"
         )
+    for split in raw.splits:
+        if not (path := data.data_dir / "raw" / f"{split}.parquet").is_file():
+            raise InputError(f"{path} is gone; delete {path.parent} to make it anew")
     token_dtype = _token_dtype(data, tokenizer.vocab_size)
     with ExitStack() as files:  # both files take their names only when both are whole
         splits = {

@@ -110,10 +110,9 @@ def load_stories(
     pairs = partial(_stories, splits, counts, validation, validation_fraction, max_stories)
     if split not in splits and not (split == "validation" and _is_cut(splits, validation)):
         raise _no_split(source, split, splits)
-    dataset = _to_dataset(pairs)
-    if len(dataset) == 0:
+    if next(pairs(), None) is None:  # `datasets` makes no dataset of nothing
         raise _empty(source, split, validation_fraction)
-    return dataset
+    return _to_dataset(pairs)
 
 
 def resolve_revision(source: str, revision: str | None = None) -> str:
@@ -258,9 +257,18 @@ def _splits(source: str, revision: str | None, text_column: str, max_stories: in
     return {name: partial(_texts, paths, text_column) for name, paths in local.by_split(source).items()}
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether `source` is a Hub id rather than `builtin` or a path.
+
+    Raises:
+        InputError: it can only be a path, and does not exist.
+    """
+    return source != BUILTIN and not local.is_local(source)
+
+
 def _on_hub(source: str, revision: str | None) -> bool:
-    """Whether `source` is a Hub id; anything else has no revision to choose."""
-    if source != BUILTIN and not local.is_local(source):
+    """`is_on_hub`, and a refusal of a revision where there is none to choose."""
+    if is_on_hub(source):
         return True
     if revision is not None:
         raise InputError(

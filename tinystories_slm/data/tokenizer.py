@@ -93,15 +93,15 @@ def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
     return folder
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or a Hub id; its own code, if it has any, is not run.
+def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or a Hub id (at `revision`); its own code, if it has any, is not run.
 
     Raises:
         InputError: it cannot be found or reached, is not a fast one, or has no end-of-text token.
     """
     what = f"tokenizer ({name_or_path})"
     name = str(Path(name_or_path).expanduser())
-    options = {} if Path(name).is_dir() else _hub_options(str(name_or_path))
+    options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # whatever transformers, tokenizers or the HTTP library of the day raise
@@ -207,18 +207,18 @@ def _make(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
         ).save(unfinished / "training.json")
 
 
-def _hub_options(name: str) -> dict[str, object]:
+def _hub_options(name: str, revision: str | None) -> dict[str, object]:
     """How to load `name` from the Hub: at which commit, or from the cache where the Hub is out of reach."""
     try:
         # transformers would retry an unreachable Hub for most of a minute.
-        return {"revision": HfApi().model_info(name, timeout=TIMEOUT_S).sha}
+        return {"revision": HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S).sha}
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(
             f"tokenizer ({name}) is neither a folder here nor a repository on the Hub that you may read; "
             "correct tokenizer.pretrained"
         ) from error
     except Exception:
-        return {"local_files_only": True}
+        return {"local_files_only": True, "revision": revision or "main"}
 
 
 def _evenly_spaced(stories: Iterable[str], total: int, wanted: int) -> Iterator[str]:

@@ -17,8 +17,9 @@ class Windows:
     Without `eos_token_id` the windows tile the file, read as a ring: each epoch starts its cuts at
     another token and still has the same number of windows, so a token meets another context in every
     epoch. With it, each window opens with the end-of-text token before a story and the story's first
-    tokens, as generation does, and runs on into the next story; a story of more than `seq_len` tokens
-    opens another window at each further `seq_len`. Tokens late in a window then come again in the next.
+    tokens, as generation does, and runs on into the next story; a story of `seq_len` tokens or more
+    opens further windows, each with the last token of the one before, so that every token is predicted
+    once at least. Tokens late in a window come again in the next.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Windows:
         )
         # The file is a ring: its last end-of-text token stands before its first story.
         firsts = np.concatenate([[-1], ends[:-1]])
-        per_story = -(-(ends - firsts) // self.seq_len)
+        stride = self.seq_len - 1  # the first token of a window is given, not predicted
+        per_story = -(-(ends - firsts) // stride)
         number_in_story = np.arange(per_story.sum()) - np.repeat(np.cumsum(per_story) - per_story, per_story)
-        return (np.repeat(firsts, per_story) + number_in_story * self.seq_len) % self.num_tokens
+        return (np.repeat(firsts, per_story) + number_in_story * stride) % self.num_tokens
 
     def _tokens(self) -> np.memmap:
         # Opened anew each time: the pages of a map that stays open count as this process's memory.

@@ -79,7 +79,7 @@ def score_stories(
     model.eval()
     with (
         autocast or nullcontext(),
-        tqdm(total=len(windows), desc="score", unit="story", disable=not progress) as bar,
+        tqdm(total=len(windows), desc="score", unit="window", disable=not progress) as bar,
     ):
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
@@ -129,4 +129,4 @@ def _score_row(logits: Tensor, targets: Tensor, window: _Window) -> tuple[float,
     row_targets = targets[scored]
     loss = torch.nn.functional.cross_entropy(row_logits, row_targets, reduction="none")
     correct = row_logits.argmax(dim=-1) == row_targets
-    return loss.double().sum().item(), int(correct.sum())
+    return loss.cpu().double().sum().item(), int(correct.sum())  # MPS has no float64

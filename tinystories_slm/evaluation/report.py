@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinystories_slm.config import DataArgs, load_config
 from tinystories_slm.data import builtin
-from tinystories_slm.data.sources import load_stories, resolve_revision
+from tinystories_slm.data.sources import is_on_hub, load_stories, resolve_revision
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.errors import InputError
 from tinystories_slm.evaluation.likelihood import score_stories
@@ -35,7 +36,7 @@ class EvaluateArgs:
     data: str
     """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
     split: str = "validation"
-    """Split of the data; `validation` is cut from `train` where the data has none."""
+    """Split of the data; where it has no `validation`, that is cut from `train` (which is scored whole)."""
     batch_size: int = 32
     """Windows forwarded at once; changes speed and memory, not the figures."""
     max_stories: int | None = None
@@ -46,10 +47,10 @@ class EvaluateArgs:
     """Column (parquet) or key (JSONL) that holds the story."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit."""
-    validation: Literal["auto", "cut"] = "auto"
-    """As in the run's `data.validation`."""
-    validation_fraction: float = 0.05
-    """As in the run's `data.validation_fraction`."""
+    validation: Literal["auto", "cut"] | None = None
+    """As `data.validation` of a run; null for what the model's own run used, else `auto`."""
+    validation_fraction: float | None = None
+    """As `data.validation_fraction` of a run; null for what the model's own run used, else 0.05."""
     trust_remote_code: bool = False
     """Run the code that a model brings along, if it is none of transformers' own classes."""
 
@@ -58,6 +59,12 @@ class EvaluateArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} ({value}) must be at least 1")
+        if self.validation_fraction is not None and not 0.0 < self.validation_fraction < 1.0:
+            raise InputError(
+                f"validation_fraction ({self.validation_fraction}) must lie between 0 and 1; try 0.05"
+            )
+        if self.output is not None and self.output.is_dir():
+            raise InputError(f"output ({self.output}) is a folder; name a file in it")
         if self.output is not None and not self.output.parent.is_dir():
             raise InputError(
                 f"output ({self.output}) lies in no folder that exists; create {self.output.parent}"
@@ -72,13 +79,15 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     """
     model, tokenizer = load_model_folder(args.model, trust_remote_code=args.trust_remote_code)
     logger.info("model %s on %s, data %s (%s)", args.model, model.device, args.data, args.split)
+    revision = resolve_revision(args.data, args.revision)
+    validation, fraction = _cut_of_run(args)
     dataset = load_stories(
         args.data,
         args.split,
         text_column=args.text_column,
-        revision=args.revision,
-        validation=args.validation if args.split == "validation" else None,
-        validation_fraction=args.validation_fraction,
+        revision=revision if is_on_hub(args.data) else None,
+        validation=validation if args.split == "validation" else None,
+        validation_fraction=fraction,
     )
     texts = dataset[: args.max_stories]["text"] if args.max_stories else dataset["text"][:]
     report = score_texts(
@@ -92,7 +101,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     report |= {
         "model": args.model,
         "data": args.data,
-        "revision": resolve_revision(args.data, args.revision),
+        "revision": revision,
         "split": args.split,
         "protocol": PROTOCOL,
     }
@@ -101,6 +110,16 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         logger.info("written to %s", args.output)
     return report
+
+
+def _cut_of_run(args: EvaluateArgs) -> tuple[Literal["auto", "cut"], float]:
+    """How validation stories are told from training stories: as the run did that made the model.
+
+    Another share than the run's would score stories that it was trained on.
+    """
+    run_config = Path(args.model).parent / "config.yaml"
+    data = load_config(run_config).data if run_config.is_file() else DataArgs()
+    return args.validation or data.validation, args.validation_fraction or data.validation_fraction
 
 
 def score_texts(

@@ -9,7 +9,16 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 @strict
@@ -111,6 +120,8 @@ class TinyStoriesConfig(PreTrainedConfig):
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
                 f"({self.num_key_value_heads}); change either"
             )
+        if not 0.0 <= self.initializer_range <= 1.0:
+            raise ValueError(f"initializer_range ({self.initializer_range}) must lie in [0, 1]; try 0.02")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
         self._validate_gpt() if self.family == "gpt" else self._validate_modern()
@@ -146,6 +157,10 @@ class TinyStoriesConfig(PreTrainedConfig):
             raise ValueError(
                 "qk_norm (True) with bias (True) maps to no class that transformers ships "
                 "(Qwen3's feed-forward has no biases); turn one of them off"
+            )
+        if not (self.rope_parameters or {}).get("rope_theta", 1.0) >= 1.0:
+            raise ValueError(
+                f"rope_theta ({self.rope_parameters['rope_theta']}) must be at least 1; try 10000"
             )
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":

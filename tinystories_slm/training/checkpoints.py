@@ -2,18 +2,24 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, as_plain, load_config
+from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+"""In a run folder: the manifest of the data that the run is trained on."""
 
 # What may differ between the two halves of a run: where it is, how it is watched and cut into pieces.
 _FREE_TO_CHANGE = {
@@ -73,8 +79,17 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(folder for folder in folders if (folder / "progress.json").is_file() and not folder.suffix)
+    folders = [
+        folder
+        for folder in (run_dir / "checkpoints").glob("step_*")
+        if re.fullmatch(r"step_\d+", folder.name) and (folder / "progress.json").is_file()
+    ]
+    return sorted(folders, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done when it was written."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
@@ -85,12 +100,14 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
     """
     try:
         accelerator.load_state(str(folder))
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"checkpoint {folder} does not fit this run or is damaged ({reason[:200]}); choose another "
             "--output_dir, delete the checkpoint to resume from the one before, or pass --train.resume never"
         ) from error
+    # Its count of micro-batches: a checkpoint lies between batches, however they are cut from here on.
+    accelerator.step = 0
 
 
 def check_same_run(config: RunConfig, run_dir: Path) -> None:
@@ -99,6 +116,11 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
     Raises:
         InputError: with every value that differs, then and now.
     """
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"output_dir ({run_dir}) has checkpoints but no config.yaml to say of what; choose another "
+            "--output_dir, or start over with --train.resume never"
+        )
     then, now = _flat(as_plain(load_config(run_dir / "config.yaml"))), _flat(as_plain(config))
     differences = [
         f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
@@ -109,6 +131,25 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
         raise InputError(
             f"output_dir ({run_dir}) holds a run with another configuration: {', '.join(differences)}; "
             "choose another --output_dir, or start over with --train.resume never"
+        )
+
+
+def check_same_data(manifest: Manifest, run_dir: Path) -> None:
+    """Refuse to go on with a run on other tokens than it began with.
+
+    Raises:
+        InputError: with what differs.
+    """
+    then = Manifest.load(run_dir / MANIFEST)
+    differences = [
+        f"{name} was {getattr(then, name)!r} and is {getattr(manifest, name)!r}"
+        for name in ("source", "revision", "tokenizer_sha256", "splits")
+        if getattr(then, name) != getattr(manifest, name)
+    ]
+    if differences:
+        raise InputError(
+            f"output_dir ({run_dir}) holds a run on other data: {', '.join(differences)}; choose another "
+            "--output_dir, or start over with --train.resume never"
         )
 
 

@@ -1,4 +1,4 @@
-"""The optimizers and the learning rate's course."""
+"""The optimizers and the learning-rate schedule."""
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler

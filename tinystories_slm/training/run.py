@@ -1,32 +1,51 @@
-"""Everything a training loop holds in its hands, built from the configuration."""
+"""A run: model, optimizers, data and records, built from the configuration or from a checkpoint."""
 
-import json
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    parse_flag_from_env,
+    set_seed,
+)
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.data import builtin
+from tinystories_slm.data.origin import BUILTIN
 from tinystories_slm.data.prepare import Manifest, open_tokens, prepared
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.windows import Windows, read_stories
 from tinystories_slm.errors import InputError
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.training.checkpoints import Progress, check_same_run, checkpoints, load_checkpoint
+from tinystories_slm.training.checkpoints import (
+    MANIFEST,
+    Progress,
+    check_same_data,
+    check_same_run,
+    checkpoints,
+    load_checkpoint,
+    step_of,
+)
 from tinystories_slm.training.display import Display, Stopwatch
 from tinystories_slm.training.optim import build_optimizers, build_scheduler
 from tinystories_slm.training.precision import resolve_precision
 from tinystories_slm.training.tracking import RunRecord
 
 logger = logging.getLogger(__name__)
+
+_FOLDERS = ("checkpoints", "best", "last")
 
 
 @dataclass
@@ -45,7 +64,7 @@ class Run:
     """The same as Accelerate wrapped it: to train."""
     optimizers: list[torch.optim.Optimizer]
     schedulers: list[LRScheduler]
-    """One for each optimizer; all run the same course."""
+    """One for each optimizer; all follow the same schedule."""
     progress: Progress
     record: RunRecord
     display: Display
@@ -75,8 +94,10 @@ def start_run(config: RunConfig) -> Run:
     args = config.train
     accelerator = _accelerator(config)
     checkpoint = _checkpoint_to_resume(config)
-    with accelerator.main_process_first():
-        manifest = prepared(config.data, config.tokenizer)
+    _check_run_folder(config.output_dir)
+    manifest = _main_process_first(accelerator, lambda: prepared(config.data, config.tokenizer))
+    if checkpoint:
+        check_same_data(manifest, config.output_dir)
     tokenizer = load_tokenizer(str(config.data.data_dir / "tokenizer"))
     windows = Windows(
         config.data.data_dir / "train.bin",
@@ -105,6 +126,7 @@ def start_run(config: RunConfig) -> Run:
     elif accelerator.is_main_process:
         _clear(config.output_dir)
         save_config(config, config.output_dir / "config.yaml")
+        manifest.save(config.output_dir / MANIFEST)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -120,7 +142,12 @@ def start_run(config: RunConfig) -> Run:
         optimizers=optimizers,
         schedulers=schedulers,
         progress=progress,
-        record=RunRecord(config.output_dir, step=progress.step, written=accelerator.is_main_process),
+        record=RunRecord(
+            config.output_dir,
+            step=progress.step,
+            entropy=_entropy(manifest),
+            written=accelerator.is_main_process,
+        ),
         display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
     )
 
@@ -135,12 +162,11 @@ def finished(config: RunConfig) -> bool:
     if not found or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)
-    progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
-    return progress["step"] >= config.train.max_steps
+    return step_of(found[-1]) >= config.train.max_steps
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
-    args, state = config.train, PartialState()
+    args, state = config.train, _processes()
     per_forward = args.per_device_batch_size * state.num_processes
     if args.batch_size % per_forward:
         raise InputError(
@@ -148,13 +174,37 @@ def _accelerator(config: RunConfig) -> Accelerator:
             f"processes ({args.per_device_batch_size} x {state.num_processes}); change either, or launch "
             "with another --num_processes"
         )
+    precision = resolve_precision(args.mixed_precision, state.device)
+    if precision == "fp16" and args.optimizer == "muon":
+        raise InputError(
+            "train.mixed_precision (fp16) scales gradients for one optimizer, and train.optimizer (muon) "
+            "makes two; use bf16 or no, or adamw"
+        )
     return Accelerator(
-        mixed_precision=resolve_precision(args.mixed_precision, state.device),
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.batch_size // per_forward, sync_with_dataloader=False
         ),
         step_scheduler_with_optimizer=False,
     )
+
+
+def _processes() -> PartialState:
+    """The processes of this launch.
+
+    Accelerate joins CPU processes only where it is told to use the CPU; left alone, each of them would
+    take itself for the only one and all would write to one folder.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # The others wait while the first one downloads and tokenizes.
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        raise InputError(
+            f"the launcher started {launched} processes and Accelerate joined {state.num_processes}; for CPU "
+            "processes set ACCELERATE_USE_CPU=1, else see `accelerate env`"
+        )
+    return state
 
 
 def _checkpoint_to_resume(config: RunConfig) -> Path | None:
@@ -165,12 +215,55 @@ def _checkpoint_to_resume(config: RunConfig) -> Path | None:
     return found[-1]
 
 
+def _entropy(manifest: Manifest) -> float | None:
+    """Of the built-in corpus, in nats per token of this vocabulary; null for any other source."""
+    if manifest.source != BUILTIN:
+        return None
+    validation = manifest.splits["validation"]
+    return builtin.entropy() * validation["num_stories"] / validation["num_tokens"]
+
+
+def _main_process_first(accelerator: Accelerator, make: Callable[[], Manifest]) -> Manifest:
+    """`make()` on the first process, then on the others; what the first is refused, all are.
+
+    Raises:
+        InputError: on every process, so that none waits for one that has gone.
+    """
+    made, refusal = None, None
+    if accelerator.is_main_process:
+        try:
+            made = make()
+        except InputError as error:
+            refusal = str(error)
+    [refusal] = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return made or make()
+
+
+def _check_run_folder(run_dir: Path) -> None:
+    """Refuse a folder that cannot be made or written to, or whose contents are not a run's.
+
+    Raises:
+        InputError: nothing was touched.
+    """
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"output_dir ({run_dir}) cannot be written to; choose another --output_dir")
+    others = [name for name in _FOLDERS if (run_dir / name).exists()]
+    if others and not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"output_dir ({run_dir}) holds {', '.join(others)} that no run of this program made (there is no "
+            "config.yaml); choose another --output_dir"
+        )
+
+
 def _clear(run_dir: Path) -> None:
     """Drop what a run before this one left, and nothing else."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints", "best", "last"):
+    for name in _FOLDERS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "samples.md", "loss.png"):
+    for name in ("metrics.jsonl", "samples.md", "loss.png", "evaluation.json"):
         (run_dir / name).unlink(missing_ok=True)
 
 
@@ -184,13 +277,13 @@ def _announce(
     """The arithmetic that a reader would do by hand."""
     args = config.train
     num_parameters = model.num_parameters()
-    num_embedding = model.model.embed_tokens.weight.numel()
+    num_embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
     tokens_per_step = args.batch_size * config.data.seq_len
     train_tokens = manifest.splits["train"]["num_tokens"]
     logger.info(
-        "model: %s parameters (%s without the %d x %d embedding), %s family",
-        f"{num_parameters:,}", f"{num_parameters - num_embedding:,}",
-        model.config.vocab_size, model.config.hidden_size, model.config.family,
+        "model: %s parameters (%s without embeddings), %s family, vocabulary %s",
+        f"{num_parameters:,}", f"{num_parameters - num_embedding:,}", model.config.family,
+        f"{model.config.vocab_size:,}",
     )  # fmt: skip
     logger.info(
         "run: %d steps of %d x %d = %s tokens, %s in all, %.1f x the %s training tokens",
@@ -199,8 +292,9 @@ def _announce(
         f"{train_tokens:,}",
     )  # fmt: skip
     logger.info(
-        "on: %d process%s, %s, mixed precision %s, %d micro-batches a step%s",
+        "on: %d process%s, %s, mixed precision %s, %d micro-batch%s a step%s",
         accelerator.num_processes, "" if accelerator.num_processes == 1 else "es", accelerator.device,
         accelerator.mixed_precision, accelerator.gradient_accumulation_steps,
+        "" if accelerator.gradient_accumulation_steps == 1 else "es",
         f"; resumed at step {progress.step}" if progress.step else "",
     )  # fmt: skip

@@ -8,16 +8,21 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 
 class RunRecord:
     """Appends to the record in `run_dir`; on a resumed run, what came after `step` is dropped first.
 
-    With `written` off (every process but the first) the calls do nothing.
+    With `written` off (every process but the first) the calls do nothing. `entropy`, in nats per
+    token, is the line in the plot that no loss can honestly cross, where the corpus knows it.
     """
 
-    def __init__(self, run_dir: Path, *, step: int = 0, written: bool = True):
+    def __init__(
+        self, run_dir: Path, *, step: int = 0, entropy: float | None = None, written: bool = True
+    ) -> None:
         self._written = written
+        self._entropy = entropy
         self.metrics_path = run_dir / "metrics.jsonl"
         self.samples_path = run_dir / "samples.md"
         self.plot_path = run_dir / "loss.png"
@@ -51,6 +56,12 @@ class RunRecord:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+        if self._entropy is not None:
+            axes.axhline(self._entropy, linestyle="--", color="black", label="the corpus's entropy")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss (nats per token)")
         axes.grid(alpha=0.3)

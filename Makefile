@@ -1,0 +1,40 @@
+# make story   train a small model on the built-in corpus and read the story it writes
+# make test    run the tests          make lint    check style and layers
+PYTHON ?= python3
+DATA ?= builtin
+
+BIN := .venv/bin
+# Its last part, blanks and all.
+name := $(shell basename '$(DATA)')
+# The built-in corpus has its folders in configs/quickstart.yaml; any other source gets its own.
+source := $(if $(filter-out builtin,$(DATA)),'--data.source=$(DATA)' '--data.data_dir=data/$(name)' '--output_dir=runs/$(name)')
+
+.PHONY: story test lint clean
+
+story: .venv/installed
+	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv data runs
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: Python 3.11 or newer is needed; name one: make story PYTHON=python3.12' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml constraints.txt
+	@echo 'installing the package and its pinned dependencies (once, some minutes)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,169 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import run_script
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinystories_slm import TinyStoriesConfig
+from tinystories_slm.config import ModelArgs, RunConfig, TrainArgs, load_config, parse_config, save_config
+from tinystories_slm.errors import InputError
+
+
+def test_flags_beat_files_and_later_files_beat_earlier_ones(tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    a.write_text("output_dir: runs/a\ntrain:\n  lr: 6e-4\n  max_steps: 500\n")
+    b.write_text("train:\n  max_steps: 700\n  warmup_steps: 7\n")
+    config = parse_config(["--train.warmup_steps", "9", "--config", str(a), f"--config={b}"])
+
+    assert config.output_dir == Path("runs/a")
+    assert (config.train.lr, config.train.max_steps, config.train.warmup_steps) == (6e-4, 700, 9)
+    assert config.train.batch_size == TrainArgs().batch_size
+
+
+@given(
+    lr=st.floats(1e-6, 1.0),
+    steps=st.integers(2, 10**6),
+    max_stories=st.none() | st.integers(1, 10**6),
+    revision=st.none() | st.text("abcdef0123456789", min_size=1),
+    text_column=st.text("abc: #'\"-é", min_size=1),
+    family=st.sampled_from(["gpt", "modern"]),
+)
+def test_a_saved_configuration_loads_back_equal(
+    tmp_path_factory, lr, steps, max_stories, revision, text_column, family
+):
+    plain = RunConfig()
+    config = dataclasses.replace(
+        plain,
+        data=dataclasses.replace(
+            plain.data, max_stories=max_stories, revision=revision, text_column=text_column
+        ),
+        model=dataclasses.replace(plain.model, family=family),
+        train=dataclasses.replace(plain.train, lr=lr, max_steps=steps, warmup_steps=1),
+    )
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    save_config(config, path)
+
+    assert load_config(path) == config
+
+
+def test_every_model_knob_is_a_field_of_the_architecture():
+    # PreTrainedConfig keeps any unknown name silently, so a knob misspelt here would do nothing.
+    fields = {field.name for field in dataclasses.fields(TinyStoriesConfig)} | {"rope_theta"}
+    assert {field.name for field in dataclasses.fields(ModelArgs)} <= fields
+    config = parse_config(["--model.family", "modern", "--model.rope_theta", "500"])
+    assert config.model_config(vocab_size=300).rope_parameters["rope_theta"] == 500
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--train.learning_rate", "1"], ["train.learning_rate", "train.lr"]),
+        (["--lr", "1"], ["'lr'", "did you mean train.lr"]),
+        (["--train.max_steps", "many"], ["train.max_steps", "'many'", "int"]),
+        (["--train.max_steps", "1.5"], ["train.max_steps", "1.5", "int"]),
+        (["--data.max_stories", "some"], ["data.max_stories", "'some'", "int or null"]),
+        (["--train.compile", "perhaps"], ["train.compile", "perhaps", "bool"]),
+        (["--train.mixed_precision", "bf8"], ["train.mixed_precision", "bf8", "'bf16'"]),
+        (["--train.warmup_steps", "2000"], ["train.warmup_steps (2000)", "train.max_steps (2000)"]),
+        (["--train.min_lr_rate", "5"], ["train.min_lr_rate (5.0)", "never above the peak"]),
+        (["--train.min_lr_rate", "nan"], ["train.min_lr_rate", "nan"]),
+        (["--train.lr", "0"], ["train.lr (0.0)", "1e-3"]),
+        (["--train.lr", "nan"], ["train.lr", "nan"]),
+        (["--train.lr", "inf"], ["train.lr", "inf"]),
+        (["--model.hidden_size", "100"], ["hidden_size (100)", "num_attention_heads (8)"]),
+        (["--model.qk_norm", "true"], ["qk_norm", "family=modern"]),
+        (["--train.batch_size", "63"], ["train.batch_size (63)", "per_device_batch_size (16)"]),
+        (["--train.per_device_batch_size", "0"], ["train.per_device_batch_size (0)", "at least 1"]),
+        (["--data.seq_len", "1"], ["data.seq_len (1)", "at least 2"]),
+        (["--data.validation_fraction", "1.5"], ["data.validation_fraction (1.5)", "0.05"]),
+        (["--tokenizer.vocab_size", "100"], ["tokenizer.vocab_size (100)", "257"]),
+        (
+            ["--tokenizer.vocab_size", "70000", "--data.token_dtype", "uint16"],
+            ["tokenizer.vocab_size (70000)", "data.token_dtype (uint16", "uint32 or auto"],
+        ),
+        (["--config", "absent.yaml"], ["absent.yaml", "not exist"]),
+        (["--train.max_step", "500"], ["train.max_step", "train.max_steps"]),
+        (["--train.seed", "4294967296"], ["train.seed (4294967296)"]),
+        (["--model.intermediate_size", "-5"], ["intermediate_size (-5)"]),
+        (["--model.initializer_range", "-1"], ["initializer_range (-1.0)"]),
+        (["--model.family", "modern", "--model.rope_theta", "0"], ["rope_theta (0.0)"]),
+        (["--tokenizer.vocab_size", "1000000000000"], ["tokenizer.vocab_size (1000000000000)"]),
+        (["stray"], ["stray"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_right_is_refused_in_one_line_that_names_it(argv, parts):
+    with pytest.raises(InputError) as refusal:
+        parse_config(argv)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("yaml", "parts"),
+    [
+        ("train:\n  learning_rate: 1\n", ["train.learning_rate", "train.lr"]),
+        ("trian:\n  lr: 1\n", ["trian.lr", "did you mean train.lr"]),
+        ("train:\n  lr: fast\n", ["train.lr", "'fast'", "float"]),
+        ("train: [1\n", ["config"]),
+        ("train: 3\n", ["train"]),
+        ("train:\n  lr: null\n", ["lr"]),
+        ("", ["config"]),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path, yaml, parts):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml)
+    with pytest.raises(InputError) as refusal:
+        parse_config(["--config", str(path)])
+    assert "\n" not in str(refusal.value)
+    for part in parts:
+        assert part in str(refusal.value)
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"output_dir: \xff\xfe\n")
+    with pytest.raises(InputError) as refusal:
+        parse_config(["--config", str(path)])
+    assert "\n" not in str(refusal.value)
+
+
+def test_several_faults_are_told_at_once():
+    with pytest.raises(InputError, match=r"train.lr \(-1.0\).*train.batch_size \(63\)"):
+        parse_config(["--train.lr", "-1", "--train.batch_size", "63"])
+
+
+def test_a_script_refuses_with_exit_code_2_and_no_traceback():
+    done = run_script("train.py", "--config", "configs/debug.yaml", "--train.warmup_steps", "5000")
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: train.warmup_steps (5000)")
+    assert done.stderr.count("\n") == 1
+
+
+def test_print_config_is_a_file_that_loads(tmp_path):
+    done = run_script("train.py", "--config", "configs/9m.yaml", "--train.lr", "0.125", "--print_config")
+    path = tmp_path / "printed.yaml"
+    path.write_text(done.stdout)
+
+    assert done.returncode == 0
+    assert load_config(path) == parse_config(["--config", "configs/9m.yaml", "--train.lr", "0.125"])
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(path.name for path in (Path(__file__).parent.parent / "scripts").glob("*.py")),
+)
+def test_help_states_defaults_and_units(script):
+    done = run_script(script, "--help")
+
+    assert done.returncode == 0
+    assert "default: " in done.stdout
+    expected = {"generate.py": "Tokens added to the prompt", "evaluate.py": "Stories scored"}
+    assert expected.get(script, "Optimizer steps of linear warm-up") in " ".join(done.stdout.split())
