@@ -11,7 +11,7 @@ from tinystories_slm.config import load_config
 # layers, hidden, heads, feed-forward, context, vocabulary, parameters: total and without embeddings
 PRESETS = {
     "debug": (2, 32, 4, 128, 64, 512, 43_168, 24_736),
-    "quickstart": (4, 128, 2, 352, 256, 2_048, 1_066_624, 804_480),
+    "quickstart": (3, 128, 2, 352, 256, 2_048, 865_536, 603_392),
     "9m": (8, 256, 8, 1024, 256, 10_000, 8_921_344, 6_295_808),
     "30m_ctx128": (6, 384, 6, 1536, 128, 50_257, 29_995_392, 10_647_552),
     "30m_ctx512": (6, 384, 6, 1536, 512, 50_257, 30_117_120, 10_621_824),

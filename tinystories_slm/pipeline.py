@@ -12,6 +12,7 @@ from tinystories_slm.data.origin import BUILTIN
 from tinystories_slm.data.sources import raw_stories
 from tinystories_slm.evaluation.report import score_texts, summary
 from tinystories_slm.generation import generate_stories
+from tinystories_slm.hub.card import write_card
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "Once upon a time"
 # Below 1 the story keeps to what the model is sure of; a model of minutes has little else to say.
-TEMPERATURE = 0.5
+TEMPERATURE = 0.3
 _NUM_EVALUATED = 1000
 
 
@@ -46,6 +47,7 @@ def story(config: RunConfig) -> str:
             progress=True,
         )
         evaluation_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_card(config.output_dir)
     report = json.loads(evaluation_path.read_text(encoding="utf-8"))
     seed = secrets.randbelow(10_000)
     [text] = generate_stories(model, tokenizer, [PROMPT], temperature=TEMPERATURE, seed=seed)

@@ -1,0 +1,1 @@
+"""What a model takes along to the Hub."""
