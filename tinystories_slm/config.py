@@ -27,8 +27,8 @@ class DataArgs:
     seq_len: int = 256
     """Tokens in a training window."""
     windows: Literal["stream", "story"] = "stream"
-    """`stream`: windows tile the token stream; `story`: each opens with the first token of a story (a
-    story past `seq_len` opens several)."""
+    """`stream`: windows tile the token stream; `story`: each opens with a story (a story past `seq_len`
+    opens several) and, seven times in eight, the end-of-text token before it."""
     max_stories: int | None = None
     """First training stories taken, before a validation cut; null for all (`builtin`: 40,000)."""
     validation: Literal["auto", "cut"] = "auto"

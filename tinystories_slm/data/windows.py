@@ -19,7 +19,8 @@ class Windows:
     epoch. With it, each window opens with the end-of-text token before a story and the story's first
     tokens, as generation does, and runs on into the next story; a story of `seq_len` tokens or more
     opens further windows, each with the last token of the one before, so that every token is predicted
-    once at least. Tokens late in a window come again in the next.
+    once at least. Tokens late in a window come again in the next. One window in eight, others in each
+    epoch, leaves its first token out, so that a prompt without the end-of-text token is not strange.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Windows:
                 "shorten it, or bring more stories"
             )
         self._openings = None if eos_token_id is None else self._find_openings(eos_token_id)
-        self._epoch: tuple[int, int, np.ndarray] | None = None
+        self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Windows in an epoch."""
@@ -73,11 +74,15 @@ class Windows:
         """First token of the window at `position` of the endless stream of epochs."""
         epoch, number = divmod(position, len(self))
         if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            self._epoch = epoch, int(rng.integers(self.seq_len)), rng.permutation(len(self))
-        _, offset, order = self._epoch
-        chosen = int(order[number])
-        return offset + chosen * self.seq_len if self._openings is None else int(self._openings[chosen])
+            self._epoch = epoch, self._starts_of(np.random.default_rng([self.seed, epoch]))
+        return int(self._epoch[1][number])
+
+    def _starts_of(self, epoch: np.random.Generator) -> np.ndarray:
+        """First token of every window of an epoch, in its order, int64 (windows,)."""
+        if self._openings is None:
+            offset = epoch.integers(self.seq_len)
+            return offset + epoch.permutation(len(self)) * self.seq_len
+        return epoch.permutation(self._openings) + (epoch.integers(8, size=len(self)) == 0)
 
     def _find_openings(self, eos_token_id: int) -> np.ndarray:
         """Where windows that open with stories start, int64 (windows,): 8 bytes of memory for each."""
