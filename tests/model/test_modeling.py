@@ -70,6 +70,16 @@ def test_left_padding_changes_neither_logits_nor_greedy_text(model, input_ids):
     assert batched[0, 13:].tolist() == alone[0, 8:].tolist()
 
 
+def test_positions_follow_the_mask_in_cached_decoding(model, input_ids):
+    # As a caller without `generate()` does: the whole mask each time, no position_ids.
+    padded = torch.cat([torch.zeros(3, 5, dtype=torch.long), input_ids], dim=1)
+    mask = (torch.arange(5 + T) >= 5).long().expand(3, -1)
+    past = model(padded[:, :20], attention_mask=mask[:, :20], use_cache=True).past_key_values
+    rest = model(padded[:, 20:], attention_mask=mask, past_key_values=past).logits
+
+    torch.testing.assert_close(rest, model(input_ids).logits[:, 15:], rtol=0, atol=2e-5)
+
+
 def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
     labels = input_ids.clone()
     labels[:, :5] = -100
