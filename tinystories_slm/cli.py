@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from tqdm import tqdm
 
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import InputError, Stopped
 
 # Python puts a script's own folder first on the import path, where scripts/evaluate.py would hide the
 # library of that name from everybody. Nothing in that folder is meant to be imported.
@@ -54,18 +54,28 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
 
 
 def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
-    """Parse the command line, run `main`, and turn an `InputError` into one line and exit code 2."""
+    """Parse the command line, run `main`, and say how it ended in one line and an exit code.
+
+    0: done; 2: an `InputError`; 75: `Stopped` in order, the same command goes on; 130: interrupted.
+    """
     _show_log()
     try:
         main(parse(args_type))
     except InputError as error:
-        # Every process of a distributed launch meets the same error; one line is enough.
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(2)
+    except Stopped as stop:
+        _say(str(stop))
+        sys.exit(75)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _say(line: str) -> None:
+    """Every process of a distributed launch ends the same way; one line is enough."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(line, file=sys.stderr)
 
 
 def _show_log() -> None:

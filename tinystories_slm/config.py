@@ -81,6 +81,8 @@ class ModelArgs:
     """Base of the rotary angles (`modern` only)."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
+    init_from: str | None = None
+    """Model folder or Hub id whose weights a new run begins with; null for random ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,9 @@ class TrainArgs:
 
     max_steps: int = 2_000
     """Optimizer steps of the whole run."""
+    max_minutes: float | None = None
+    """Minutes of the whole run, everything included; the learning rate then decays by the clock, if that
+    is ahead of the steps. Null for no limit."""
     batch_size: int = 64
     """Sequences per optimizer step, over all processes."""
     per_device_batch_size: int = 16
@@ -109,6 +114,8 @@ class TrainArgs:
     """AdamW's decay of the gradient's running square."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped_in_a_row: int = 20
+    """The run ends after so many steps in a row without a finite loss and gradient; each is skipped."""
     eval_every: int = 200
     """Optimizer steps between evaluations; the last step is always evaluated."""
     eval_stories: int | None = None
@@ -123,8 +130,9 @@ class TrainArgs:
     """Type of the matrix products; `auto` is bf16 where the hardware multiplies it natively, else `no`."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest checkpoint of this run folder; `never` starts over."""
+    resume: str = "auto"
+    """`auto` goes on from the newest checkpoint of this run folder; `never` starts over; the path of a
+    checkpoint of another run folder branches off from it."""
     seed: int = 0
     """Of the initial weights, the data order and dropout."""
 
@@ -147,8 +155,10 @@ class RunConfig:
 
     def model_config(self, *, vocab_size: int, eos_token_id: int = 0) -> TinyStoriesConfig:
         """The architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`."""
+        architecture = asdict(self.model)
+        del architecture["init_from"]
         return TinyStoriesConfig(
-            **asdict(self.model),
+            **architecture,
             vocab_size=vocab_size,
             max_position_embeddings=self.data.seq_len,
             bos_token_id=eos_token_id,
@@ -238,6 +248,7 @@ def _train_problems(train: TrainArgs) -> list[str]:
         save_every=1,
         keep_checkpoints=1,
         log_every=1,
+        max_skipped_in_a_row=1,
         weight_decay=0,
         seed=0,
     )
@@ -250,6 +261,8 @@ def _train_problems(train: TrainArgs) -> list[str]:
             f"train.min_lr_rate ({train.min_lr_rate}) must lie between 0 and 1: the final learning rate "
             "is this share of train.lr, never above the peak"
         )
+    if train.max_minutes is not None and not 0 < train.max_minutes < float("inf"):
+        problems.append(f"train.max_minutes ({train.max_minutes}) must be above 0, or null for no limit")
     if train.warmup_steps >= train.max_steps:
         problems.append(
             f"train.warmup_steps ({train.warmup_steps}) must be below train.max_steps ({train.max_steps}); "

@@ -1,6 +1,7 @@
 """A model folder: what `from_pretrained` loads, with or without this package."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -55,13 +56,37 @@ def save_model_folder(
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, which may exist."""
+    """Put `new` in the place of `folder`, which may exist; on the disk, not in a cache, when it returns.
+
+    Killed between its two renames it leaves no `folder`; `restore_folder` then finds the old one.
+    """
+    sync_folder(new)
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `replace_folder` that was killed half-way."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the files in `folder`, and their names, are on the disk: a power cut loses none."""
+    if os.name == "nt":
+        return  # a directory cannot be opened there
+    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def load_model_folder(

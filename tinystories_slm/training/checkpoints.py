@@ -1,10 +1,16 @@
-"""Checkpoints: everything that resumes a run, in `checkpoints/step_000200/`."""
+"""Checkpoints: everything that resumes a run, in `checkpoints/step_000200/`, whole or not at all.
 
+A checkpoint is written under another name, synced to the disk and renamed; `checkpoint.json` holds
+where the run stood and the SHA-256 of every other file, so that a damaged one is noticed. Nothing in
+it is trusted to be a pickle: weights are safetensors, `torch.load(weights_only=True)` reads the rest.
+"""
+
+import hashlib
 import json
 import logging
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,11 +21,13 @@ from safetensors import SafetensorError
 from tinystories_slm.config import RunConfig, as_plain, load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import InputError
+from tinystories_slm.model_folder import sync_folder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 """In a run folder: the manifest of the data that the run is trained on."""
+_CHECKPOINT = "checkpoint.json"
 
 # What may differ between the two halves of a run: where it is, how it is watched and cut into pieces.
 _FREE_TO_CHANGE = {
@@ -43,17 +51,23 @@ class Progress:
 
     step: int = 0
     """Optimizer steps done."""
+    finished: bool = False
+    """Whether the last step or the end of the time is reached."""
     best_step: int = 0
     """The step of the model in best/."""
     best_loss: float = float("inf")
     """Its validation loss, in nats per token."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    skipped_steps: int = 0
+    """Steps whose loss or gradient was not finite, and which changed nothing."""
+    skipped_in_a_row: int = 0
+    seconds: float = 0.0
+    """Wall-clock seconds so far, over all sessions, from the start of `train()`."""
+    warmup_seconds: float = 0.0
+    """The same at the end of the warm-up, where the decay begins."""
+    time_fraction: float = 0.0
+    """Share of the decay's time that is used up; 0 where the run has no time limit."""
+    unlogged_losses: list[float] = field(default_factory=list)
+    """Of the steps since the last line of metrics.jsonl, over all processes."""
 
 
 def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, *, keep: int) -> Path:
@@ -61,30 +75,64 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.parent.glob("*.partial"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     # It warns of every tied weight that it leaves out; loading ties them again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # Accelerate has the same in a pickle; this copy is for people and for `newest_checkpoint`.
-        (partial / "progress.json").write_text(json.dumps(progress.state_dict()), encoding="utf-8")
+        record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
+        (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        sync_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+        sync_folder(folder.parent)
         for old in checkpoints(run_dir)[:-keep]:
             shutil.rmtree(old)
     return folder
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    folders = [
-        folder
-        for folder in (run_dir / "checkpoints").glob("step_*")
-        if re.fullmatch(r"step_\d+", folder.name) and (folder / "progress.json").is_file()
-    ]
-    return sorted(folders, key=step_of)
+    """Finished checkpoints, damaged ones among them, oldest first."""
+    folders = (run_dir / "checkpoints").glob("step_*")
+    return sorted((folder for folder in folders if re.fullmatch(r"step_\d+", folder.name)), key=step_of)
+
+
+def newest_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; None where there is no checkpoint.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    found = checkpoints(run_dir)
+    for folder in reversed(found):
+        damage = damage_of(folder)
+        if damage is None:
+            return folder
+        logger.warning("checkpoint %s is damaged (%s); looking at the one before it", folder, damage)
+    if found:
+        raise InputError(
+            f"every checkpoint in {run_dir / 'checkpoints'} is damaged; start over with --train.resume "
+            "never, or begin another run from best/ with --model.init_from"
+        )
+    return None
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with its files, by their checksums; None where nothing is."""
+    try:
+        written = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))["sha256"]
+        read = _sha256_of_files(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_CHECKPOINT}: {' '.join(str(error).split())}"
+    for name in sorted(written):
+        if name not in read:
+            return f"{name} is missing"
+        if written[name] != read[name]:
+            return f"{name} is not what was written"
+    return None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -92,11 +140,24 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Restore model, optimizer, scheduler, random state and progress, on every process.
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run stood.
 
     Raises:
-        InputError: the checkpoint holds weights of another shape, or is damaged.
+        InputError: it is damaged.
+    """
+    try:
+        record = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))
+        return Progress(**record["progress"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {checkpoint} is damaged ({_CHECKPOINT}: {error})") from error
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Restore model, optimizers and gradient scaler, on every process.
+
+    Raises:
+        InputError: the checkpoint holds weights of another shape, or what no checkpoint of ours holds.
     """
     try:
         accelerator.load_state(str(folder))
@@ -118,8 +179,8 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
     """
     if not (run_dir / "config.yaml").is_file():
         raise InputError(
-            f"output_dir ({run_dir}) has checkpoints but no config.yaml to say of what; choose another "
-            "--output_dir, or start over with --train.resume never"
+            f"{run_dir} has checkpoints but no config.yaml to say of what; choose another --output_dir, or "
+            "start over with --train.resume never"
         )
     then, now = _flat(as_plain(load_config(run_dir / "config.yaml"))), _flat(as_plain(config))
     differences = [
@@ -151,6 +212,16 @@ def check_same_data(manifest: Manifest, run_dir: Path) -> None:
             f"output_dir ({run_dir}) holds a run on other data: {', '.join(differences)}; choose another "
             "--output_dir, or start over with --train.resume never"
         )
+
+
+def _sha256_of_files(folder: Path) -> dict[str, str]:
+    """Of every file but checkpoint.json, by its path in the folder."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _CHECKPOINT:
+            with path.open("rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -65,6 +65,8 @@ class Stopwatch:
     """Seconds since the last `restart`, without those spent in `paused` blocks."""
 
     def __init__(self) -> None:
+        self.paused_s = 0.0
+        """Seconds that the last `paused` block took."""
         self.restart()
 
     def restart(self) -> None:
@@ -77,4 +79,5 @@ class Stopwatch:
     def paused(self) -> Iterator[None]:
         paused_s = time.perf_counter()
         yield
-        self._since_s += time.perf_counter() - paused_s
+        self.paused_s = time.perf_counter() - paused_s
+        self._since_s += self.paused_s

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from accelerate.utils import gather_object
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import InputError, Stopped
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.generation import generate_stories
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
+from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.run import Run, finished, start_run
+from tinystories_slm.training.schedule import lr_factor
 
 logger = logging.getLogger(__name__)
 
@@ -31,38 +34,48 @@ def train(config: RunConfig) -> Path:
         metrics.jsonl, loss.png and samples.md tell how it went.
 
     Raises:
-        InputError: a configuration, data or checkpoint that cannot be right; nothing was changed.
+        InputError: a configuration, data or checkpoint that cannot be right (nothing was changed), or a
+            machine that gives no more (nothing that was saved is lost).
+        Stopped: SIGTERM, SIGINT or SIGUSR1 came; the step was finished and saved.
     """
     args = config.train
     if finished(config):
-        logger.info("%s is trained to its last step already", config.output_dir)
+        logger.info("%s is trained to its end already", config.output_dir)
         return config.output_dir
     run = start_run(config)
-    while run.progress.step < args.max_steps:
-        update = train_step(run)
-        if run.due(args.log_every):
-            log(run, update)
-        if run.due(args.eval_every):
-            with run.stopwatch.paused():
+    with closing(run), run.stop, plainly(config):
+        while not (run.progress.finished or run.stop_agreed):
+            update = train_step(run)
+            agree(run)
+            if run.due(args.log_every):
+                log(run, update)
+            if run.due(args.eval_every):
                 evaluate(run)
-        if run.due(args.save_every):
-            with run.stopwatch.paused():
+            if run.due(args.save_every) or run.stop_agreed:
                 save(run)
-    run.display.close()
-    if run.accelerator.is_main_process:
-        best = run.progress
-        logger.info("best validation loss %.4f at step %d", best.best_loss, best.best_step)
     run.accelerator.end_training()
+    progress = run.progress
+    if not progress.finished:
+        raise Stopped(
+            f"stopped after step {progress.step} of {args.max_steps}, saved; the same command goes on"
+        )
+    logger.info("best validation loss %.4f at step %d", progress.best_loss, progress.best_step)
     return config.output_dir
 
 
-def train_step(run: Run) -> dict[str, float | torch.Tensor]:
+def train_step(run: Run) -> dict[str, float]:
     """One optimizer step: forward and backward over the batch, clip, update.
 
+    A step without a finite gradient changes neither weights nor optimizer, and is counted.
+
     Returns:
-        The learning rate it ran at and the gradient's norm before clipping (on the device).
+        The learning rate it ran at and the gradient's norm before clipping.
     """
     accelerator, args, model = run.accelerator, run.config.train, run.prepared_model
+    lr = args.lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
     model.train()
     _seed_dropout(run)
     step_loss = torch.zeros((), device=accelerator.device)
@@ -73,17 +86,48 @@ def train_step(run: Run) -> dict[str, float | torch.Tensor]:
             accelerator.backward(loss)
             step_loss += loss.detach() / accelerator.gradient_accumulation_steps
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                # The norm of the gradient over all processes: all see the same, and skip or step together.
+                grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm))
+                _count_skipped(run, finite=math.isfinite(grad_norm))
             for optimizer in run.optimizers:  # which do nothing until the last micro-batch
-                optimizer.step()
+                # In fp16 the scaler skips by itself, and has to see the step to lower its scale.
+                if run.progress.skipped_in_a_row == 0 or accelerator.scaler is not None:
+                    optimizer.step()
                 optimizer.zero_grad()
-    update = {"train/lr": run.schedulers[0].get_last_lr()[0], "train/grad_norm": grad_norm}
-    for scheduler in run.schedulers:
-        scheduler.step()
-    run.unlogged_losses.append(step_loss)
+    run.local_losses.append(step_loss)
     run.progress.step += 1
     run.display.advance()
-    return update
+    return {"train/lr": lr, "train/grad_norm": grad_norm}
+
+
+def agree(run: Run) -> None:
+    """What every process has to know alike: the time, whether to stop, and whether this was the last step.
+
+    On several accelerators asking each other would wait for the step, so they ask when they log.
+    """
+    accelerator, args, progress = run.accelerator, run.config.train, run.progress
+    last = progress.step >= args.max_steps
+    asking_waits = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
+    if asking_waits and not last and progress.step % args.log_every:
+        return
+    seconds, closing_seconds, asked = run.seconds, run.closing_seconds, run.stop.received is not None
+    if accelerator.num_processes > 1:
+        first = accelerator.is_main_process
+        told = torch.tensor(
+            [seconds if first else 0.0, closing_seconds if first else 0.0, float(asked)],
+            dtype=torch.float64,
+            device=accelerator.device,
+        )
+        seconds, closing_seconds, asked = accelerator.reduce(told, reduction="sum").tolist()
+    progress.seconds, run.stop_agreed = seconds, asked > 0
+    if args.max_minutes is not None:
+        if progress.step <= args.warmup_steps:
+            progress.warmup_seconds = seconds
+        left = 60 * args.max_minutes - closing_seconds - seconds
+        whole = left + seconds - progress.warmup_seconds
+        used = 1.0 - left / whole if left > 0 and whole > 0 else 1.0
+        progress.time_fraction = max(progress.time_fraction, used)
+    progress.finished = last or progress.time_fraction >= 1.0
 
 
 def micro_batches(run: Run) -> Iterator[torch.Tensor]:
@@ -95,49 +139,52 @@ def micro_batches(run: Run) -> Iterator[torch.Tensor]:
     yield from torch.from_numpy(rows).to(accelerator.device).split(args.per_device_batch_size)
 
 
-def log(run: Run, update: dict[str, float | torch.Tensor]) -> None:
+def log(run: Run, update: dict[str, float]) -> None:
     """A line of metrics.jsonl: the mean loss since the last one, and how it was come by."""
-    losses = torch.stack(run.unlogged_losses)
-    loss = run.accelerator.reduce(losses.mean(), reduction="mean").item()
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} at step {run.progress.step}; lower train.lr ({run.config.train.lr}) or set "
-            "train.mixed_precision to no, and start over with --train.resume never"
-        )
+    _gather_losses(run)
+    losses, progress = run.progress.unlogged_losses, run.progress
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return  # every step was skipped; `_count_skipped` has told
     metrics = {
-        "train/loss": loss,
-        **{name: float(value) for name, value in update.items()},
+        "train/loss": math.fsum(finite) / len(finite),
+        **{name: value for name, value in update.items() if math.isfinite(value)},
         "train/tokens_per_second": len(losses) * run.tokens_per_step / run.stopwatch.elapsed_s(),
+        "train/skipped_steps": progress.skipped_steps,
+        "seconds": round(progress.seconds, 3),
     }
-    run.record.log(metrics, step=run.progress.step, tokens=run.tokens)
-    run.display.show(run.progress.step, metrics)
-    run.unlogged_losses.clear()
+    run.record.log(metrics, step=progress.step, tokens=run.tokens)
+    run.display.show(progress.step, metrics)
+    losses.clear()
     run.stopwatch.restart()
 
 
 def evaluate(run: Run) -> None:
     """Validation loss, a story, the curves; and best/, if there has been no better model."""
     args, progress = run.config.train, run.progress
-    loss = validation_loss(run)
-    metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
-    run.record.log(metrics, step=progress.step, tokens=run.tokens)
-    run.display.show(progress.step, metrics)
-    better = loss < progress.best_loss
-    if better:
-        progress.best_loss, progress.best_step = loss, progress.step
-    if run.accelerator.is_main_process:
-        with _eager(args.compile):
-            [story] = generate_stories(
-                run.model,
-                run.tokenizer,
-                [SAMPLE_PROMPT],
-                max_new_tokens=run.config.data.seq_len,
-                seed=args.seed,
-            )
-        run.record.sample(story, step=progress.step)
-        run.record.plot()
+    with run.stopwatch.paused():
+        loss = validation_loss(run)
+        metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        if math.isfinite(loss):
+            run.record.log(metrics, step=progress.step, tokens=run.tokens)
+        run.display.show(progress.step, metrics)
+        better = loss < progress.best_loss
         if better:
-            save_model_folder(run.model, run.tokenizer, run.config.output_dir / "best")
+            progress.best_loss, progress.best_step = loss, progress.step
+        if run.accelerator.is_main_process:
+            with _eager(args.compile):
+                [story] = generate_stories(
+                    run.model,
+                    run.tokenizer,
+                    [SAMPLE_PROMPT],
+                    max_new_tokens=run.config.data.seq_len,
+                    seed=args.seed,
+                )
+            run.record.sample(story, step=progress.step)
+            run.record.plot()
+            if better:
+                save_model_folder(run.model, run.tokenizer, run.config.output_dir / "best")
+    run.evaluation_seconds = run.stopwatch.paused_s
 
 
 def validation_loss(run: Run) -> float:
@@ -158,10 +205,39 @@ def validation_loss(run: Run) -> float:
 
 def save(run: Run) -> None:
     """last/ to use, a checkpoint to resume from."""
-    if run.accelerator.is_main_process:
-        save_model_folder(run.model, run.tokenizer, run.config.output_dir / "last")
-    keep = run.config.train.keep_checkpoints
-    save_checkpoint(run.accelerator, run.config.output_dir, run.progress, keep=keep)
+    progress = run.progress
+    if progress.skipped_in_a_row and not (progress.finished or run.stop_agreed):
+        return  # in trouble: what is kept are the checkpoints from before it
+    with run.stopwatch.paused():
+        _gather_losses(run)
+        if run.accelerator.is_main_process:
+            save_model_folder(run.model, run.tokenizer, run.config.output_dir / "last")
+        keep = run.config.train.keep_checkpoints
+        save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep)
+    run.saving_seconds = run.stopwatch.paused_s
+
+
+def _count_skipped(run: Run, *, finite: bool) -> None:
+    args, progress = run.config.train, run.progress
+    progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
+    progress.skipped_steps += not finite
+    if progress.skipped_in_a_row == 1:
+        logger.warning("step %d: loss or gradient is not finite, step skipped", progress.step + 1)
+    if progress.skipped_in_a_row >= args.max_skipped_in_a_row:
+        raise InputError(
+            f"{progress.skipped_in_a_row} steps in a row, to step {progress.step + 1}, gave no finite loss "
+            f"and gradient; what was saved before stands; lower train.lr ({args.lr}), lengthen "
+            f"train.warmup_steps ({args.warmup_steps}) or set train.mixed_precision to no, and start over "
+            "with --train.resume never"
+        )
+
+
+def _gather_losses(run: Run) -> None:
+    """Move this process's losses to `progress.unlogged_losses`, each the mean over all processes."""
+    if run.local_losses:
+        losses = run.accelerator.reduce(torch.stack(run.local_losses), reduction="mean")
+        run.progress.unlogged_losses += losses.tolist()
+        run.local_losses.clear()
 
 
 def _seed_dropout(run: Run) -> None:

@@ -1,8 +1,6 @@
-"""The optimizers and the learning-rate schedule."""
+"""The optimizers."""
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -30,17 +28,3 @@ def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[tor
         )
         optimizers.append(muon)
     return optimizers
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> LRScheduler:
-    """Linear warm-up to `lr`, then half a cosine down to `lr * min_lr_rate` at the last step.
-
-    Step s of the warm-up (1, 2, ...) runs at lr x s / warmup_steps: no step is spent at zero.
-    """
-    return get_scheduler(
-        "cosine_warmup_with_min_lr",
-        optimizer,
-        num_warmup_steps=args.warmup_steps,
-        num_training_steps=args.max_steps,
-        scheduler_specific_kwargs={"min_lr_rate": args.min_lr_rate},
-    )

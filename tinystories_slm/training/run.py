@@ -1,51 +1,45 @@
 """A run: model, optimizers, data and records, built from the configuration or from a checkpoint."""
 
 import logging
-import os
-import shutil
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import (
-    GradientAccumulationPlugin,
-    broadcast_object_list,
-    parse_flag_from_env,
     set_seed,
 )
+from filelock import FileLock
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.config import RunConfig
 from tinystories_slm.data import builtin
 from tinystories_slm.data.origin import BUILTIN
 from tinystories_slm.data.prepare import Manifest, open_tokens, prepared
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.windows import Windows, read_stories
-from tinystories_slm.errors import InputError
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.training.checkpoints import (
-    MANIFEST,
     Progress,
     check_same_data,
     check_same_run,
     checkpoints,
     load_checkpoint,
-    step_of,
+    newest_intact,
+    read_progress,
 )
 from tinystories_slm.training.display import Display, Stopwatch
-from tinystories_slm.training.optim import build_optimizers, build_scheduler
-from tinystories_slm.training.precision import resolve_precision
+from tinystories_slm.training.initial import load_initial_weights
+from tinystories_slm.training.optim import build_optimizers
+from tinystories_slm.training.processes import build_accelerator, decided_by_first, main_process_first
+from tinystories_slm.training.run_folder import claim_run_folder, prepare_run_folder, run_of
+from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.tracking import RunRecord
 
 logger = logging.getLogger(__name__)
-
-_FOLDERS = ("checkpoints", "best", "last")
 
 
 @dataclass
@@ -63,14 +57,22 @@ class Run:
     prepared_model: nn.Module
     """The same as Accelerate wrapped it: to train."""
     optimizers: list[torch.optim.Optimizer]
-    schedulers: list[LRScheduler]
-    """One for each optimizer; all follow the same schedule."""
     progress: Progress
     record: RunRecord
     display: Display
+    lock: FileLock
+    """Of the run folder, held until `close`."""
+    started_s: float
+    """When this session began, by `time.perf_counter`, less the seconds of the sessions before it."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    stop_agreed: bool = False
+    """Whether every process knows that one of them was asked to stop."""
+    evaluation_seconds: float = 0.0
+    """How long the last evaluation took: the one at the end will take as long."""
+    saving_seconds: float = 0.0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    unlogged_losses: list[torch.Tensor] = field(default_factory=list)
-    """One a step since the last log, still on the device: reading one would wait for it."""
+    local_losses: list[torch.Tensor] = field(default_factory=list)
+    """This process's, one a step, still on the device (reading one would wait for it)."""
 
     @property
     def tokens(self) -> int:
@@ -81,23 +83,49 @@ class Run:
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.config.data.seq_len
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds over all sessions, to this moment."""
+        return time.perf_counter() - self.started_s
+
+    @property
+    def closing_seconds(self) -> float:
+        """What the end of the run will take, going by the last evaluation and the last save."""
+        return self.evaluation_seconds + self.saving_seconds
+
     def due(self, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the end, happens now."""
-        return self.progress.step % every == 0 or self.progress.step == self.config.train.max_steps
+        return self.progress.step % every == 0 or self.progress.finished
+
+    def close(self) -> None:
+        """Give the run folder free."""
+        self.display.close()
+        self.lock.release()
 
 
 def start_run(config: RunConfig) -> Run:
-    """Data, model and optimizer, at the first step or where the newest checkpoint stands.
+    """Data, model and optimizer, at the first step or where a checkpoint stands.
 
     Whatever can be wrong is refused before the data are prepared and before anything is overwritten.
     """
+    began_s = time.perf_counter()
+    accelerator = build_accelerator(config.train)
+    lock = FileLock(config.output_dir / "run.lock", blocking=False)
+    checkpoint = decided_by_first(accelerator, lambda: claim_run_folder(config, lock))
+    try:
+        return _build_run(config, accelerator, lock, checkpoint, began_s)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _build_run(
+    config: RunConfig, accelerator: Accelerator, lock: FileLock, checkpoint: Path | None, began_s: float
+) -> Run:
     args = config.train
-    accelerator = _accelerator(config)
-    checkpoint = _checkpoint_to_resume(config)
-    _check_run_folder(config.output_dir)
-    manifest = _main_process_first(accelerator, lambda: prepared(config.data, config.tokenizer))
+    manifest = main_process_first(accelerator, lambda: prepared(config.data, config.tokenizer))
     if checkpoint:
-        check_same_data(manifest, config.output_dir)
+        check_same_data(manifest, run_of(checkpoint))
     tokenizer = load_tokenizer(str(config.data.data_dir / "tokenizer"))
     windows = Windows(
         config.data.data_dir / "train.bin",
@@ -109,24 +137,22 @@ def start_run(config: RunConfig) -> Run:
     validation = open_tokens(config.data.data_dir, "validation", manifest)
 
     set_seed(args.seed)
-    model = TinyStoriesForCausalLM(
-        config.model_config(vocab_size=manifest.vocab_size, eos_token_id=manifest.eos_token_id)
-    )
+    model_config = config.model_config(vocab_size=manifest.vocab_size, eos_token_id=manifest.eos_token_id)
+    if config.model.init_from and not checkpoint:
+        model = load_initial_weights(config.model.init_from, model_config, tokenizer)
+    else:
+        model = TinyStoriesForCausalLM(model_config)
     if args.compile:
         for layer in model.model.layers:
             layer.compile()  # in place: every name and every saved file stays as it is without
     optimizers = build_optimizers(model, args)
-    # Not prepared, so that they count optimizer steps on any number of processes.
-    schedulers = [build_scheduler(optimizer, args) for optimizer in optimizers]
     prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
     progress = Progress()
-    accelerator.register_for_checkpointing(progress, *schedulers)
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
-    elif accelerator.is_main_process:
-        _clear(config.output_dir)
-        save_config(config, config.output_dir / "config.yaml")
-        manifest.save(config.output_dir / MANIFEST)
+        progress = read_progress(checkpoint)
+    if accelerator.is_main_process:
+        prepare_run_folder(config, manifest, checkpoint, progress)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -140,7 +166,6 @@ def start_run(config: RunConfig) -> Run:
         model=model,
         prepared_model=prepared_model,
         optimizers=optimizers,
-        schedulers=schedulers,
         progress=progress,
         record=RunRecord(
             config.output_dir,
@@ -149,70 +174,22 @@ def start_run(config: RunConfig) -> Run:
             written=accelerator.is_main_process,
         ),
         display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
+        lock=lock,
+        started_s=began_s - progress.seconds,
     )
 
 
 def finished(config: RunConfig) -> bool:
-    """Whether the run folder holds this very run, trained to its last step, and it is not to start over.
+    """Whether the run folder holds this very run, trained to its end, and it is not to start over.
 
     Raises:
         InputError: it holds another run.
     """
-    found = checkpoints(config.output_dir)
-    if not found or config.train.resume == "never":
+    if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)
-    return step_of(found[-1]) >= config.train.max_steps
-
-
-def _accelerator(config: RunConfig) -> Accelerator:
-    args, state = config.train, _processes()
-    per_forward = args.per_device_batch_size * state.num_processes
-    if args.batch_size % per_forward:
-        raise InputError(
-            f"train.batch_size ({args.batch_size}) must be a multiple of train.per_device_batch_size x "
-            f"processes ({args.per_device_batch_size} x {state.num_processes}); change either, or launch "
-            "with another --num_processes"
-        )
-    precision = resolve_precision(args.mixed_precision, state.device)
-    if precision == "fp16" and args.optimizer == "muon":
-        raise InputError(
-            "train.mixed_precision (fp16) scales gradients for one optimizer, and train.optimizer (muon) "
-            "makes two; use bf16 or no, or adamw"
-        )
-    return Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.batch_size // per_forward, sync_with_dataloader=False
-        ),
-        step_scheduler_with_optimizer=False,
-    )
-
-
-def _processes() -> PartialState:
-    """The processes of this launch.
-
-    Accelerate joins CPU processes only where it is told to use the CPU; left alone, each of them would
-    take itself for the only one and all would write to one folder.
-    """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # The others wait while the first one downloads and tokenizes.
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != launched:
-        raise InputError(
-            f"the launcher started {launched} processes and Accelerate joined {state.num_processes}; for CPU "
-            "processes set ACCELERATE_USE_CPU=1, else see `accelerate env`"
-        )
-    return state
-
-
-def _checkpoint_to_resume(config: RunConfig) -> Path | None:
-    found = checkpoints(config.output_dir)
-    if not found or config.train.resume == "never":
-        return None
-    check_same_run(config, config.output_dir)
-    return found[-1]
+    newest = newest_intact(config.output_dir)
+    return newest is not None and read_progress(newest).finished
 
 
 def _entropy(manifest: Manifest) -> float | None:
@@ -221,50 +198,6 @@ def _entropy(manifest: Manifest) -> float | None:
         return None
     validation = manifest.splits["validation"]
     return builtin.entropy() * validation["num_stories"] / validation["num_tokens"]
-
-
-def _main_process_first(accelerator: Accelerator, make: Callable[[], Manifest]) -> Manifest:
-    """`make()` on the first process, then on the others; what the first is refused, all are.
-
-    Raises:
-        InputError: on every process, so that none waits for one that has gone.
-    """
-    made, refusal = None, None
-    if accelerator.is_main_process:
-        try:
-            made = make()
-        except InputError as error:
-            refusal = str(error)
-    [refusal] = broadcast_object_list([refusal])
-    if refusal is not None:
-        raise InputError(refusal)
-    return made or make()
-
-
-def _check_run_folder(run_dir: Path) -> None:
-    """Refuse a folder that cannot be made or written to, or whose contents are not a run's.
-
-    Raises:
-        InputError: nothing was touched.
-    """
-    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"output_dir ({run_dir}) cannot be written to; choose another --output_dir")
-    others = [name for name in _FOLDERS if (run_dir / name).exists()]
-    if others and not (run_dir / "config.yaml").is_file():
-        raise InputError(
-            f"output_dir ({run_dir}) holds {', '.join(others)} that no run of this program made (there is no "
-            "config.yaml); choose another --output_dir"
-        )
-
-
-def _clear(run_dir: Path) -> None:
-    """Drop what a run before this one left, and nothing else."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "samples.md", "loss.png", "evaluation.json"):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 def _announce(

@@ -1,0 +1,43 @@
+"""What a machine may refuse in the middle of a run, said in one line."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from safetensors import SafetensorError
+
+from tinystories_slm.config import RunConfig
+from tinystories_slm.errors import InputError
+
+_SAVED = "nothing that was saved is lost, and the same command goes on from there"
+# What torch says in a bare RuntimeError: of a CPU's allocator, and of a file it could not finish.
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
+_NOT_WRITTEN = ("inline_container", "PytorchStreamWriter", "unexpected pos")
+
+
+@contextlib.contextmanager
+def plainly(config: RunConfig) -> Iterator[None]:
+    """Turn what the machine refuses into the knob to turn; anything else passes through.
+
+    Raises:
+        InputError: for a full disk, a folder that became read-only, too little memory.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says(error, _NO_MEMORY):
+            raise InputError(
+                f"out of memory; halve train.per_device_batch_size ({config.train.per_device_batch_size}), "
+                f"which changes memory and not the result; {_SAVED}"
+            ) from error
+        if isinstance(error, (OSError, SafetensorError)) or _says(error, _NOT_WRITTEN):
+            raise InputError(
+                f"output_dir ({config.output_dir}) cannot be written to any more: {reason}; free some space "
+                f"or mend the folder; {_SAVED}"
+            ) from error
+        raise
+
+
+def _says(error: Exception, signs: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -1,0 +1,99 @@
+"""The processes of a launch: joining them, sharing the batch out, and deciding things together."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
+
+from tinystories_slm.config import TrainArgs
+from tinystories_slm.errors import InputError
+from tinystories_slm.training.precision import resolve_precision
+
+Decision = TypeVar("Decision")
+
+
+def build_accelerator(args: TrainArgs) -> Accelerator:
+    """All processes of this launch, with `args.batch_size` shared out among them.
+
+    Raises:
+        InputError: the batch cannot be shared out so, or the processes did not find each other.
+    """
+    state = _processes()
+    per_forward = args.per_device_batch_size * state.num_processes
+    if args.batch_size % per_forward:
+        raise InputError(
+            f"train.batch_size ({args.batch_size}) must be a multiple of train.per_device_batch_size x "
+            f"processes ({args.per_device_batch_size} x {state.num_processes}); change either, or launch "
+            "with another --num_processes"
+        )
+    precision = resolve_precision(args.mixed_precision, state.device)
+    if precision == "fp16" and args.optimizer == "muon":
+        raise InputError(
+            "train.mixed_precision (fp16) scales gradients for one optimizer, and train.optimizer (muon) "
+            "makes two; use bf16 or no, or adamw"
+        )
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.batch_size // per_forward, sync_with_dataloader=False
+        ),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def _processes() -> PartialState:
+    """The processes of this launch.
+
+    Accelerate joins CPU processes only where it is told to use the CPU; left alone, each of them would
+    take itself for the only one and all would write to one folder.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # The others wait while the first one downloads and tokenizes.
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        raise InputError(
+            f"the launcher started {launched} processes and Accelerate joined {state.num_processes}; for CPU "
+            "processes set ACCELERATE_USE_CPU=1, else see `accelerate env`"
+        )
+    return state
+
+
+def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -> Decision:
+    """`make()` on the first process, then on the others; what the first is refused, all are.
+
+    Raises:
+        InputError: on every process, so that none waits for one that has gone.
+    """
+    made, refusal = None, None
+    if accelerator.is_main_process:
+        try:
+            made = make()
+        except InputError as error:
+            refusal = str(error)
+    [refusal] = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return made or make()
+
+
+def decided_by_first(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
+    """What `decide()` gives the first process, on every process.
+
+    Raises:
+        InputError: on every process, so that none waits for one that has gone.
+    """
+    decision, refusal = None, None
+    if accelerator.is_main_process:
+        try:
+            decision = decide()
+        except InputError as error:
+            refusal = str(error)
+    [decision, refusal] = broadcast_object_list([decision, refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return decision

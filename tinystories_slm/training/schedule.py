@@ -1,0 +1,20 @@
+"""The learning rate: a function of the step, and of the time where a run has a time limit."""
+
+import math
+
+from tinystories_slm.config import TrainArgs
+
+
+def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
+    """The learning rate of the optimizer step after `step` finished ones, as a share of `args.lr`.
+
+    Linear warm-up (the first step runs at 1 / warmup_steps: none is spent at zero), then half a
+    cosine (Loshchilov & Hutter, arXiv 1608.03983) that reaches `min_lr_rate` at the last step. Being
+    a function, it has no state that a checkpoint could lose. `time_fraction`, in [0, 1], is the share
+    of the time for the decay that is used up: the later of the two clocks, steps or time, is followed.
+    """
+    if step < args.warmup_steps:
+        return (step + 1) / args.warmup_steps
+    step_fraction = (step - args.warmup_steps + 1) / (args.max_steps - args.warmup_steps)
+    fraction = min(1.0, max(step_fraction, time_fraction))
+    return args.min_lr_rate + (1.0 - args.min_lr_rate) * 0.5 * (1.0 + math.cos(math.pi * fraction))
