@@ -9,7 +9,7 @@ name := $(shell basename '$(DATA)')
 # The built-in corpus has its folders in configs/quickstart.yaml; any other source gets its own.
 source := $(if $(filter-out builtin,$(DATA)),'--data.source=$(DATA)' '--data.data_dir=data/$(name)' '--output_dir=runs/$(name)')
 
-.PHONY: story test lint clean
+.PHONY: story test lint reliability clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
@@ -21,6 +21,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# The table of docs/reliability.md, from the tests that make each fault happen.
+reliability: .venv/installed-dev
+	$(BIN)/python -m pytest tests/training --reliability docs/reliability.md
 
 clean:
 	rm -rf .venv data runs

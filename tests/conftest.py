@@ -65,3 +65,34 @@ def run_script(
     """A script as a user runs it: a fresh process, from the repository's root unless `cwd` is given."""
     command: Sequence[str] = [sys.executable, str(ROOT / "scripts" / name), *args]
     return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reliability", type=Path, help="write the table of faults that were tried to this file"
+    )
+
+
+_FAULTS = pytest.StashKey[list[tuple[str, str, str]]]()
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest):
+    """A function that a test calls at its end, with what was done to a run and what came of it."""
+    rows = request.config.stash.setdefault(_FAULTS, [])
+
+    def note(done: str, outcome: str) -> None:
+        rows.append((done, outcome, request.node.nodeid.split("/")[-1]))
+
+    return note
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    path = session.config.getoption("--reliability")
+    if path is None or exitstatus != 0:
+        return
+    rows = session.config.stash.get(_FAULTS, [])
+    lines = [f"| {done} | {outcome} | `{test}` |" for done, outcome, test in dict.fromkeys(rows)]
+    head = path.read_text(encoding="utf-8").split("| what was done |")[0]
+    table = "| what was done | what came of it | test |\n|---|---|---|\n" + "\n".join(lines) + "\n"
+    path.write_text(head + table, encoding="utf-8")

@@ -67,11 +67,13 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
         InputError: the folder holds data of other settings (all differences are named), or is damaged.
     """
     path = data.data_dir / "manifest.json"
-    if not path.exists():
+    if path.exists():
+        refuse_other(data.data_dir, *_differences(Manifest.load(path), data, tokenizer))
+    if not _is_there(data.data_dir):
         download_data(data)
         train_tokenizer(data, tokenizer)
         with alone_in(data.data_dir):
-            if not path.exists():
+            if not _is_there(data.data_dir):
                 return _make(data)
     manifest = Manifest.load(path)
     refuse_other(data.data_dir, *_differences(manifest, data, tokenizer))
@@ -79,6 +81,11 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
         open_tokens(data.data_dir, split, manifest)
     logger.info("the token files are in %s already", data.data_dir)
     return manifest
+
+
+def _is_there(data_dir: Path) -> bool:
+    """Whether nothing is missing; a file that is there and damaged is not made anew but refused."""
+    return all((data_dir / name).exists() for name in ("manifest.json", "train.bin", "validation.bin"))
 
 
 def prepared(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:

@@ -20,7 +20,7 @@ def plainly(config: RunConfig) -> Iterator[None]:
     """Turn what the machine refuses into the knob to turn; anything else passes through.
 
     Raises:
-        InputError: for a full disk, a folder that became read-only, too little memory.
+        InputError: for a full disk, a folder that became read-only, data that vanished, too little memory.
     """
     try:
         yield
@@ -30,6 +30,11 @@ def plainly(config: RunConfig) -> Iterator[None]:
             raise InputError(
                 f"out of memory; halve train.per_device_batch_size ({config.train.per_device_batch_size}), "
                 f"which changes memory and not the result; {_SAVED}"
+            ) from error
+        if isinstance(error, OSError) and str(error.filename).startswith(str(config.data.data_dir)):
+            raise InputError(
+                f"data.data_dir ({config.data.data_dir}) cannot be read any more: {reason}; mend it, or "
+                f"let the same command prepare the data again; {_SAVED}"
             ) from error
         if isinstance(error, (OSError, SafetensorError)) or _says(error, _NOT_WRITTEN):
             raise InputError(

@@ -19,7 +19,7 @@ from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.run import Run, finished, start_run
-from tinystories_slm.training.schedule import lr_factor
+from tinystories_slm.training.schedule import lr_factor, time_fraction
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +120,12 @@ def agree(run: Run) -> None:
         )
         seconds, closing_seconds, asked = accelerator.reduce(told, reduction="sum").tolist()
     progress.seconds, run.stop_agreed = seconds, asked > 0
-    if args.max_minutes is not None:
-        if progress.step <= args.warmup_steps:
-            progress.warmup_seconds = seconds
-        left = 60 * args.max_minutes - closing_seconds - seconds
-        whole = left + seconds - progress.warmup_seconds
-        used = 1.0 - left / whole if left > 0 and whole > 0 else 1.0
-        progress.time_fraction = max(progress.time_fraction, used)
+    if progress.step <= args.warmup_steps:
+        progress.warmup_seconds = seconds
+    used = time_fraction(
+        args, seconds=seconds, warmup_seconds=progress.warmup_seconds, closing_seconds=closing_seconds
+    )
+    progress.time_fraction = max(progress.time_fraction, used)  # the estimate of the end may move
     progress.finished = last or progress.time_fraction >= 1.0
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 
 from tinystories_slm.config import TrainArgs
@@ -36,6 +37,9 @@ def build_accelerator(args: TrainArgs) -> Accelerator:
             "train.mixed_precision (fp16) scales gradients for one optimizer, and train.optimizer (muon) "
             "makes two; use bf16 or no, or adamw"
         )
+    # Accelerate remembers the first precision of a process and refuses any other; a notebook, or a test,
+    # trains more than one run.
+    AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

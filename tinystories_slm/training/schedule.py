@@ -18,3 +18,17 @@ def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
     step_fraction = (step - args.warmup_steps + 1) / (args.max_steps - args.warmup_steps)
     fraction = min(1.0, max(step_fraction, time_fraction))
     return args.min_lr_rate + (1.0 - args.min_lr_rate) * 0.5 * (1.0 + math.cos(math.pi * fraction))
+
+
+def time_fraction(args: TrainArgs, *, seconds: float, warmup_seconds: float, closing_seconds: float) -> float:
+    """Share of the decay's time that is used up: 0 without a time limit, 1 when the run has to end.
+
+    All in wall-clock seconds of the run: `seconds` so far, `warmup_seconds` at the end of the warm-up,
+    and `closing_seconds` that the last evaluation and the last save will take.
+    """
+    if args.max_minutes is None:
+        return 0.0
+    end = 60 * args.max_minutes - closing_seconds
+    if seconds >= end:
+        return 1.0
+    return (seconds - warmup_seconds) / (end - warmup_seconds)

@@ -1,0 +1,96 @@
+"""Faults of a machine, made to happen: run as `unshare -rm python machine_faults.py CONFIG FOLDER`.
+
+FOLDER becomes a file system of a few megabytes that this process alone sees. Prints what each fault
+came to as JSON. Not a test by itself: `test_faults.py` runs it and looks at what it prints.
+"""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tinystories_slm.config import RunConfig, load_config
+from tinystories_slm.errors import InputError
+from tinystories_slm.training import train
+from tinystories_slm.training.checkpoints import checkpoints, damage_of
+
+
+def main(config_path: str, folder: str) -> None:
+    _mount(folder, "size=4m")
+    config = load_config(Path(config_path))
+    report = {
+        "full disk": _full_disk(_with(config, output_dir=Path(folder) / "full"), Path(folder)),
+        "read-only": _read_only(_with(config, output_dir=Path(folder) / "read_only"), folder),
+        "out of memory": _out_of_memory(_with(config, output_dir=Path(folder) / "memory")),
+    }
+    print(json.dumps(report))
+
+
+def _full_disk(config: RunConfig, folder: Path) -> dict:
+    # Every checkpoint is kept, and so they fill it up, as they would a real one.
+    refusal = _refusal(_with(config, keep_checkpoints=100))
+    found = checkpoints(config.output_dir)
+    intact = [path.name for path in found if damage_of(path) is None]
+    _mount(str(folder), "remount,size=64m")
+    train(config)
+    return {"refusal": refusal, "found": [path.name for path in found], "intact": intact, **_end(config)}
+
+
+def _read_only(config: RunConfig, folder: str) -> dict:
+    def lock_up() -> None:
+        while not checkpoints(config.output_dir):
+            time.sleep(0.001)
+        # A second, read-only mount on top: the first is busy, as the run holds its lock open.
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+    watcher = threading.Thread(target=lock_up)
+    watcher.start()
+    refusal = _refusal(config)
+    watcher.join()
+    subprocess.run(["umount", folder], check=True)
+    train(config)
+    return {"refusal": refusal, **_end(config)}
+
+
+def _out_of_memory(config: RunConfig) -> dict:
+    huge = _with(config, batch_size=2**15, per_device_batch_size=2**15)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
+    try:
+        return {"refusal": _refusal(huge)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _refusal(config: RunConfig) -> str:
+    try:
+        train(config)
+    except InputError as error:
+        return str(error)
+    return "none"
+
+
+def _end(config: RunConfig) -> dict:
+    return {"end": [path.name for path in checkpoints(config.output_dir)]}
+
+
+def _with(config: RunConfig, output_dir: Path | None = None, **train_args) -> RunConfig:
+    return dataclasses.replace(
+        config,
+        output_dir=output_dir or config.output_dir,
+        train=dataclasses.replace(config.train, **train_args),
+    )
+
+
+def _mount(folder: str, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
