@@ -35,13 +35,14 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
         InputError: an unknown key, a wrong type, an unreadable file, or a value that the
             dataclass itself refuses.
     """
+    given = sys.argv[1:] if argv is None else argv
     parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
     )
     parser.add_class_arguments(args_type, None)
     try:
-        namespace = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+        namespace = parser.parse_args(_files_first(_bare_flags(given, args_type)))
         _check_filled(namespace, args_type)
         values = vars(parser.instantiate(namespace))
     except (
@@ -61,6 +62,7 @@ def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
     _show_log()
     try:
         main(parse(args_type))
+        sys.stdout.flush()  # so that a closed pipe shows here
     except InputError as error:
         _say(f"error: {error}")
         sys.exit(2)
@@ -70,6 +72,10 @@ def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `| head`: whoever read has read enough
+        # Python flushes standard output once more as it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells report it, like 130 above
 
 
 def _say(line: str) -> None:
@@ -108,6 +114,16 @@ def _files_first(argv: Sequence[str]) -> list[str]:
         else:
             flags.append(arg)
     return files + flags
+
+
+def _bare_flags(argv: Sequence[str], args_type: type) -> list[str]:
+    """A switch with no value behind it, `--stream`, as jsonargparse wants it: `--stream=true`."""
+    switches = {f"--{name}" for name in _option_names(args_type, of=bool)}
+    followers = [*argv[1:], "--"]
+    return [
+        f"{arg}=true" if arg in switches and follower.startswith("--") else arg
+        for arg, follower in zip(argv, followers, strict=True)
+    ]
 
 
 def _one_line(message: str, args_type: type) -> str:
@@ -154,12 +170,13 @@ def _check_filled(namespace: Namespace, args_type: type, prefix: str = "") -> No
             raise InputError(f"{name} is null, and there is no doing without; leave it out or give a value.")
 
 
-def _option_names(args_type: type, prefix: str = "") -> list[str]:
+def _option_names(args_type: type, prefix: str = "", of: type | None = None) -> list[str]:
+    """Every option, in dotted form; with `of` those of that type alone."""
     names = []
     for field in fields(args_type):
         if isinstance(field.type, type) and is_dataclass(field.type):
-            names += _option_names(field.type, f"{prefix}{field.name}.")
-        else:
+            names += _option_names(field.type, f"{prefix}{field.name}.", of)
+        elif of in (None, field.type):
             names.append(prefix + field.name)
     return names
 
