@@ -4,10 +4,11 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -16,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tinystories_slm.data.hub import model_commit
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import InputError
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
@@ -95,38 +97,88 @@ def load_model_folder(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    dtype: str | torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Any causal language model and its tokenizer, from a folder or the Hub, in float32 on `device`.
+    """Any causal language model and its tokenizer, from a folder or the Hub, on `device` (null or `auto`:
+    the best there is).
+
+    From the Hub, configuration, code, weights and tokenizer are all of the one commit that `revision` is now.
+    Pickled weights (.bin) are read by torch's restricted unpickler, which runs none of their code.
 
     Raises:
-        InputError: nothing loadable there, or it brings code that was not trusted.
+        InputError: nothing loadable there, it brings code that was not trusted, or there is no such device.
     """
+    device = find_device(device)
     if model.startswith((".", "/", "~")) or Path(model).exists():
         path = Path(model).expanduser()
         if not (path / "config.json").is_file():
             raise InputError(
                 f"model {model!r} is no model folder (no config.json); try RUN/best of a finished run"
             )
-        model = str(path)
+        if revision is not None:
+            raise InputError(
+                f"the revision {revision!r} is asked for, and model {model!r} is a folder, which has none; "
+                "drop it"
+            )
+        model, at = str(path), {}
+    else:
+        at = _at_commit(model, revision)
     try:
         with _quiet():
             network = AutoModelForCausalLM.from_pretrained(
-                model, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32
+                model, trust_remote_code=trust_remote_code, dtype=dtype, **at
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # what transformers, the model's own code or the format of the day raise
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise InputError(
+                f"model {model!r} brings code of its own, which was not run; "
+                "read it, then run it with --trust_remote_code"
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model {model!r} cannot be loaded: {reason[:300]}") from error
-    tokenizer = load_tokenizer(model, revision=revision)
-    return network.to(device or best_device()).eval(), tokenizer
+    tokenizer = load_tokenizer(model, revision=at.get("revision"), trust_remote_code=trust_remote_code)
+    return network.to(device).eval(), tokenizer
 
 
-def best_device() -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; null or `auto` for CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: this machine, or this build of torch, has none.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None or name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    device = torch.device(name)
+    if not there.get(device.type, True):
+        raise InputError(
+            f"device ({name}) is not there: torch {torch.__version__} finds none; take auto or cpu"
+        )
+    return device
+
+
+def _at_commit(model: str, revision: str | None) -> dict[str, Any]:
+    """How to load all parts of a Hub model at one commit; from the cache where the Hub is out of reach."""
+    try:
+        commit = model_commit(model, revision)
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"the revision {revision!r} is no branch, tag or commit of model {model!r} on the Hub; correct it"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"model {model!r} is neither a folder here nor a repository on the Hub that you may read; "
+            "correct it, or log in with `hf auth login` if it is private"
+        ) from error
+    if commit:
+        return {"revision": commit}
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    if not isinstance(cached, str):
+        raise InputError(
+            f"model {model!r} (revision {revision or 'main'}) is no folder here and not in the cache, and "
+            "the Hub could not be asked for it; correct the name or the connection"
+        )
+    return {"revision": revision or "main", "local_files_only": True}
 
 
 class _quiet:

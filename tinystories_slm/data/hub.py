@@ -41,6 +41,24 @@ def commit_of(source: str, revision: str | None = None) -> str:
     return commit
 
 
+def model_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit that `revision` (null for the newest) of the model repository `name` is now.
+
+    None where the Hub cannot be asked, so that only the cache is left; transformers itself would retry for
+    most of a minute.
+
+    Raises:
+        RepositoryNotFoundError, HFValidationError: there is no such repository that one may read.
+        RevisionNotFoundError: it has no such branch, tag or commit.
+    """
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S).sha
+    except (RepositoryNotFoundError, HFValidationError, RevisionNotFoundError):
+        raise
+    except Exception:  # whatever the HTTP library of the day raises
+        return None
+
+
 def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, datasets.Dataset]:
     """Every split of the dataset, with `text_column` alone; kept in the cache of `datasets`.
 

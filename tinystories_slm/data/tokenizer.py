@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -20,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.artifacts import alone_in, finished_folder, sha256_of
 from tinystories_slm.data.formats import SEPARATOR
-from tinystories_slm.data.hub import TIMEOUT_S
+from tinystories_slm.data.hub import model_commit
 from tinystories_slm.data.origin import Origin, refuse_other
 from tinystories_slm.data.sources import RawStories, download_data, raw_stories
 from tinystories_slm.errors import InputError
@@ -93,8 +92,12 @@ def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
     return folder
 
 
-def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or a Hub id (at `revision`); its own code, if it has any, is not run.
+def load_tokenizer(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or a Hub id (at `revision`).
+
+    Code of its own, if it has any, is run with `trust_remote_code` only.
 
     Raises:
         InputError: it cannot be found or reached, is not a fast one, or has no end-of-text token.
@@ -103,7 +106,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
     name = str(Path(name_or_path).expanduser())
     options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever transformers, tokenizers or the HTTP library of the day raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise InputError(
@@ -210,15 +213,15 @@ def _make(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
 def _hub_options(name: str, revision: str | None) -> dict[str, object]:
     """How to load `name` from the Hub: at which commit, or from the cache where the Hub is out of reach."""
     try:
-        # transformers would retry an unreachable Hub for most of a minute.
-        return {"revision": HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S).sha}
+        commit = model_commit(name, revision)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(
             f"tokenizer ({name}) is neither a folder here nor a repository on the Hub that you may read; "
             "correct tokenizer.pretrained"
         ) from error
-    except Exception:
-        return {"local_files_only": True, "revision": revision or "main"}
+    except RevisionNotFoundError:  # to be reported by the loading
+        commit = None
+    return {"revision": commit} if commit else {"local_files_only": True, "revision": revision or "main"}
 
 
 def _evenly_spaced(stories: Iterable[str], total: int, wanted: int) -> Iterator[str]:

@@ -1,0 +1,105 @@
+"""The folder that a run leaves: written whole, read back equal, with and without this package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+from transformers import PreTrainedTokenizerFast
+
+from tinystories_slm.data.tokenizer import learn_bpe
+from tinystories_slm.errors import InputError
+from tinystories_slm.model_folder import load_model_folder, save_model_folder
+
+EOS = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = learn_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=EOS, eos_token=EOS, pad_token=EOS, model_max_length=48
+    )
+
+
+@pytest.fixture(scope="module")
+def teller(tokenizer):
+    return tiny_model(vocab_size=len(tokenizer), scale=4.0)
+
+
+def test_the_model_folder_replaces_itself_whole(teller, tokenizer, tmp_path):
+    folder = tmp_path / "best"
+    (folder / "leftover").mkdir(parents=True)
+    save_model_folder(teller, tokenizer, folder)
+    save_model_folder(teller, tokenizer, folder)
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "configuration_tinystories.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_tinystories.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == 0 and "max_new_tokens" not in generation
+    model, again = load_model_folder(str(folder))
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids).logits, teller(ids).logits)
+    assert again("Once upon").input_ids == tokenizer("Once upon").input_ids
+
+
+def test_a_damaged_model_folder_is_one_line(teller, tokenizer, tmp_path):
+    folder = save_model_folder(teller, tokenizer, tmp_path / "best")
+    config = (folder / "config.json").read_text()
+    for name, content in [
+        ("config.json", config.replace('"hidden_size": 32', '"hidden_size": 33').encode()),
+        ("config.json", config.replace('"intermediate_size": 128', '"intermediate_size": 64').encode()),
+        ("config.json", b"{"),
+        ("model.safetensors", (folder / "model.safetensors").read_bytes()[:100]),
+    ]:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be loaded") as refusal:
+            load_model_folder(str(folder))
+        assert "\n" not in str(refusal.value)
+        (folder / name).write_bytes(kept)
+
+
+def test_the_folder_opens_where_this_package_is_not_installed(teller, tokenizer, tmp_path):
+    folder = save_model_folder(teller, tokenizer, tmp_path / "best")
+    code = """
+import sys
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tinystories_slm":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NotInstalled())
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+folder = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "tinystories_slm"
+assert AutoModel.from_pretrained(folder, trust_remote_code=True).config.hidden_size == 32
+assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+ids = tokenizer("The fox", return_tensors="pt")
+torch.manual_seed(0)
+out = model.generate(**ids, max_new_tokens=30, do_sample=True, top_k=5, top_p=0.9)
+ended = (out[0] == tokenizer.eos_token_id).nonzero()
+assert len(ended) == 0 or ended[0].item() == out.shape[1] - 1
+told = pipeline("text-generation", model=folder, trust_remote_code=True)("The fox", max_new_tokens=9)
+print(told[0]["generated_text"])
+print(model(ids.input_ids).logits.double().sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told, logits_sum = done.stdout.strip().rsplit("\n", 1)
+    assert told.startswith("The fox")
+    ids = torch.tensor([tokenizer("The fox").input_ids])
+    assert float(logits_sum) == teller(ids).logits.double().sum().item()
