@@ -161,6 +161,7 @@ def test_train_takes_the_steps_that_are_missing_and_story_tells_without_training
     first = run_script("story.py", *flags)
     assert first.returncode == 0, first.stderr
     metrics = (work / "run2" / "metrics.jsonl").read_text()
+    stories = (work / "run2" / "stories.jsonl").read_text()
     second = run_script("story.py", *flags)
     assert second.returncode == 0, second.stderr
 
@@ -169,6 +170,12 @@ def test_train_takes_the_steps_that_are_missing_and_story_tells_without_training
             assert part in output
     assert "step 20/20" in first.stderr and "step" not in second.stderr
     assert (work / "run2" / "metrics.jsonl").read_text() == metrics
+    assert (work / "run2" / "stories.jsonl").read_text() == stories
+    told = [json.loads(line) for line in stories.splitlines()]
+    assert [(story["seed"], story["temperature"], story["model"]) for story in told] == [
+        (0, 0.3, "run2/best"), (1, 0.3, "run2/best"), (2, 0.3, "run2/best"),
+    ]  # fmt: skip
+    assert len({story["story"] for story in told}) == 3
 
 
 NEW_RUN = ["--output_dir", "runs/never-made"]

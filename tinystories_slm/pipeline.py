@@ -5,23 +5,27 @@ import logging
 import secrets
 import shlex
 from itertools import islice
+from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.origin import BUILTIN
 from tinystories_slm.data.sources import raw_stories
 from tinystories_slm.evaluation.report import score_texts, summary
-from tinystories_slm.generation import generate_stories
+from tinystories_slm.generation import Sampling, begin, generate_stories, tell_stories
+from tinystories_slm.generation.command import PROMPT, write_stories
 from tinystories_slm.hub.card import write_card
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
 
 logger = logging.getLogger(__name__)
 
-PROMPT = "Once upon a time"
 # Below 1 the story keeps to what the model is sure of; a model of minutes has little else to say.
 TEMPERATURE = 0.3
 _NUM_EVALUATED = 1000
+_NUM_STORIES = 3
 
 
 def story(config: RunConfig) -> str:
@@ -47,12 +51,22 @@ def story(config: RunConfig) -> str:
             progress=True,
         )
         evaluation_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _tell_for_the_card(model, tokenizer, config.output_dir)
         write_card(config.output_dir)
     report = json.loads(evaluation_path.read_text(encoding="utf-8"))
     seed = secrets.randbelow(10_000)
     [text] = generate_stories(model, tokenizer, [PROMPT], temperature=TEMPERATURE, seed=seed)
     print(_closing(text, report, config, seed))
     return text
+
+
+def _tell_for_the_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
+    """Write RUN/stories.jsonl: what the model tells with the seeds 0, 1, ..., not chosen by anybody."""
+    sampling = Sampling(temperature=TEMPERATURE)
+    beginnings = begin(model, tokenizer, [PROMPT] * _NUM_STORIES, range(_NUM_STORIES), sampling)
+    stories = tell_stories(model, tokenizer, beginnings, sampling, batch_size=_NUM_STORIES)
+    # Relative: the file is published, and the path of a run tells of the machine.
+    write_stories(run_dir / "stories.jsonl", stories, f"{run_dir.name}/best", sampling)
 
 
 def _closing(text: str, report: dict[str, Any], config: RunConfig, seed: int) -> str:

@@ -51,6 +51,10 @@ class EvaluateArgs:
     """As `data.validation` of a run; null for what the model's own run used, else `auto`."""
     validation_fraction: float | None = None
     """As `data.validation_fraction` of a run; null for what the model's own run used, else 0.05."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model; null for its newest commit."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model computes; auto takes cuda, else mps, else cpu."""
     trust_remote_code: bool = False
     """Run the code that a model brings along, if it is none of transformers' own classes."""
 
@@ -77,7 +81,12 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     Raises:
         InputError: model, data or split cannot be found or read.
     """
-    model, tokenizer = load_model_folder(args.model, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load_model_folder(
+        args.model,
+        revision=args.model_revision,
+        trust_remote_code=args.trust_remote_code,
+        device=args.device,
+    )
     logger.info("model %s on %s, data %s (%s)", args.model, model.device, args.data, args.split)
     revision = resolve_revision(args.data, args.revision)
     validation, fraction = _cut_of_run(args)
@@ -100,6 +109,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     )
     report |= {
         "model": args.model,
+        "model_revision": args.model_revision,
         "data": args.data,
         "revision": revision,
         "split": args.split,
