@@ -1,5 +1,6 @@
 # make story   train a small model on the built-in corpus and read the story it writes
 # make test    run the tests          make lint    check style and layers
+# make common-suite   hold the model against transformers' own tests, fetched from the package index
 PYTHON ?= python3
 DATA ?= builtin
 
@@ -9,13 +10,27 @@ name := $(shell basename '$(DATA)')
 # The built-in corpus has its folders in configs/quickstart.yaml; any other source gets its own.
 source := $(if $(filter-out builtin,$(DATA)),'--data.source=$(DATA)' '--data.data_dir=data/$(name)' '--output_dir=runs/$(name)')
 
-.PHONY: story test lint reliability clean
+# The source of the transformers that is installed; its wheel has no tests.
+transformers := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
+
+.PHONY: story test common-suite transformers-tests lint reliability clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+common-suite: .venv/installed-dev transformers-tests
+	$(BIN)/python -m pytest tests/model/test_common_suite.py
+
+transformers-tests: $(transformers)/tests/__init__.py
+
+$(transformers)/tests/__init__.py: | .venv/bin/python
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers \
+		--dest .cache $(subst -,==,$(notdir $(transformers)))
+	tar -xzf $(transformers).tar.gz -C .cache $(notdir $(transformers))/tests
+	@touch $@
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -27,7 +42,7 @@ reliability: .venv/installed-dev
 	$(BIN)/python -m pytest tests/training --reliability docs/reliability.md
 
 clean:
-	rm -rf .venv data runs
+	rm -rf .venv .cache data runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -45,6 +45,7 @@ def save_model_folder(
         temperature=0.8,
         top_k=50,
         top_p=0.95,
+        max_length=model.generation_config.max_length,  # learned positions end; a pipeline has to know where
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,11 +1,15 @@
 import math
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import tiny_model
+from safetensors.torch import load_file
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -15,6 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
     StaticCache,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 
@@ -70,14 +76,49 @@ def test_left_padding_changes_neither_logits_nor_greedy_text(model, input_ids):
     assert batched[0, 13:].tolist() == alone[0, 8:].tolist()
 
 
-def test_positions_follow_the_mask_in_cached_decoding(model, input_ids):
-    # As a caller without `generate()` does: the whole mask each time, no position_ids.
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("cache", ["dynamic", "static", "static, whole mask"])
+def test_positions_follow_the_mask_in_cached_decoding(model, input_ids, implementation, cache):
+    # As a caller without `generate()` does: the mask of all tokens so far each time, no position_ids.
+    model.set_attn_implementation(implementation)
     padded = torch.cat([torch.zeros(3, 5, dtype=torch.long), input_ids], dim=1)
     mask = (torch.arange(5 + T) >= 5).long().expand(3, -1)
-    past = model(padded[:, :20], attention_mask=mask[:, :20], use_cache=True).past_key_values
-    rest = model(padded[:, 20:], attention_mask=mask, past_key_values=past).logits
+    past = None if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=5 + T)
+    logits, num_seen = [], 0
+    for piece in padded.split([20, 1, 1, T - 17], dim=1):
+        num_seen += piece.shape[1]
+        seen = mask if "whole" in cache else mask[:, :num_seen]
+        output = model(piece, attention_mask=seen, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        logits.append(output.logits)
 
-    torch.testing.assert_close(rest, model(input_ids).logits[:, 15:], rtol=0, atol=2e-5)
+    expected = model(input_ids).logits
+    torch.testing.assert_close(torch.cat(logits, dim=1)[:, 5:], expected, rtol=0, atol=2e-5)
+
+
+def test_padding_in_the_middle_of_a_text_moves_no_token(model, input_ids):
+    padded = torch.cat([input_ids[:, :9], torch.zeros(3, 4, dtype=torch.long), input_ids[:, 9:]], dim=1)
+    is_token = torch.tensor([True] * 9 + [False] * 4 + [True] * (T - 9))
+    logits = model(padded, attention_mask=is_token.long().expand(3, -1)).logits
+
+    torch.testing.assert_close(logits[:, is_token], model(input_ids).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_texts_packed_in_a_row_by_positions_and_a_4d_mask_see_only_themselves(
+    model, input_ids, implementation, kind
+):
+    model.set_attn_implementation(implementation)
+    text = torch.tensor([0] * 9 + [1] * (T - 9))
+    mask = (text[:, None] == text).tril()[None, None].expand(3, -1, -1, -1)  # (B, 1, T, T), True is seen
+    if kind == "float":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    position_ids = torch.cat([torch.arange(9), torch.arange(T - 9)]).expand(3, -1)
+    logits = model(input_ids, attention_mask=mask, position_ids=position_ids).logits
+
+    alone = [model(input_ids[:, :9]).logits, model(input_ids[:, 9:]).logits]
+    torch.testing.assert_close(logits, torch.cat(alone, dim=1), rtol=0, atol=2e-5)
 
 
 def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
@@ -96,8 +137,13 @@ def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
 def test_logits_to_keep_and_inputs_embeds(model, input_ids):
     full = model(input_ids).logits
     torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, full[:, -2:], rtol=0, atol=1e-5)
+    some = torch.tensor([3, 17])
+    torch.testing.assert_close(model(input_ids, logits_to_keep=some).logits, full[:, some], rtol=0, atol=1e-5)
     embeds = model.get_input_embeddings()(input_ids)
     torch.testing.assert_close(model(inputs_embeds=embeds).logits, full, rtol=0, atol=1e-5)
+    for inputs in ({}, {"input_ids": input_ids, "inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+            model(**inputs)
 
 
 def test_eager_and_sdpa_agree_and_attentions_are_causal_distributions(model, input_ids):
@@ -110,6 +156,104 @@ def test_eager_and_sdpa_agree_and_attentions_are_causal_distributions(model, inp
     assert output.attentions[0].shape == (3, 4, T, T)
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(3, 4, T))
     assert output.attentions[0].triu(1).abs().max() == 0
+
+
+def test_keyword_arguments_reach_the_attention_back_end(model, input_ids):
+    seen = []
+
+    def attend(module, *args, **kwargs):
+        seen.append((module.layer_idx, kwargs.get("story"), kwargs["position_ids"].shape))
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("listening", attend)
+    AttentionMaskInterface.register("listening", sdpa_mask)
+    expected = model(input_ids).logits
+    model.set_attn_implementation("listening")
+
+    torch.testing.assert_close(model(input_ids, story="fox").logits, expected, rtol=0, atol=0)
+    assert seen == [(0, "fox", (1, T)), (1, "fox", (1, T))]
+
+
+def test_flex_attention_agrees_under_left_padding(input_ids):
+    model = tiny_model(family="modern", num_key_value_heads=2, hidden_size=64)  # it asks for 16 a head
+    mask = (torch.arange(T) >= torch.tensor([[0], [5], [9]])).long()
+    expected = model(input_ids, attention_mask=mask).logits
+    model.set_attn_implementation("flex_attention")
+    # On a CPU torch has no backward of it; and uncompiled it computes the same, a minute sooner.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        logits = model(input_ids, attention_mask=mask).logits
+
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], rtol=0, atol=2e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model, input_ids):
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train().zero_grad()
+        model(input_ids, labels=input_ids).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [90, 128])
+def test_resized_embeddings_take_the_head_and_the_configuration_along(model, input_ids, size, tmp_path):
+    ids = input_ids.clamp(max=89)
+    before = model(ids).logits
+    model.resize_token_embeddings(size)
+    output = model(ids, labels=ids)
+
+    assert output.logits.shape == (3, T, size) and output.loss.isfinite()
+    torch.testing.assert_close(output.logits[..., :90], before[..., :90], rtol=0, atol=1e-5)
+    assert (model.config.vocab_size, model.vocab_size, model.lm_head.out_features) == (size,) * 3
+    _assert_tying(model)
+    told = model.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None), told)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_computes_generates_saves_and_loads(model, input_ids, dtype, tmp_path):
+    expected = model(input_ids).logits
+    model = model.to(dtype)
+    logits = model(input_ids).logits
+
+    assert logits.dtype == dtype
+    error = (logits.float() - expected).norm() / expected.norm()
+    assert error < (0.05 if dtype == torch.bfloat16 else 0.01)
+    _assert_tying(model)
+    assert model.generate(input_ids[:, :4], max_new_tokens=3, eos_token_id=None).shape == (3, 7)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)  # in the dtype it was saved in
+    assert torch.equal(again(input_ids).logits, logits)
+    _assert_tying(again)
+
+
+def test_the_parallel_plans_name_every_linear_layer_and_nothing_else(model):
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    plan = {name: re.compile(re.escape(name).replace(r"\*", r"\d+")) for name in model.tp_plan}
+    modules = dict(model.named_modules())
+    for name, pattern in plan.items():
+        assert any(pattern.fullmatch(module) for module in modules), name
+    for layer in layers:
+        assert any(pattern.fullmatch(layer) for pattern in plan.values()), layer
+    assert all(name in modules for name in model.pp_plan)
+    # Learned positions join between two stages, which no pipeline plan can say.
+    assert ("model.layers" in model.pp_plan) == (model.config.family == "modern")
+
+
+def test_a_model_loaded_through_the_meta_device_has_nothing_uninitialised(model, tmp_path):
+    assert not list(model.buffers())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
 
 
 def test_initialisation_is_gpt2s():
@@ -126,13 +270,14 @@ def test_initialisation_is_gpt2s():
 
 
 def test_save_and_load_keep_logits_and_tying(model, input_ids, tmp_path):
+    tied = model.config.tie_word_embeddings
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
 
     assert type(again) is TinyStoriesForCausalLM
     assert torch.equal(model(input_ids).logits, again(input_ids).logits)
-    tied = again.lm_head.weight.data_ptr() == again.model.embed_tokens.weight.data_ptr()
-    assert tied == model.config.tie_word_embeddings
+    _assert_tying(again)
+    assert len(load_file(tmp_path / "model.safetensors")) == len(model.state_dict()) - tied
 
 
 def test_one_batch_can_be_learned_by_heart():
@@ -155,12 +300,25 @@ def test_dropout_acts_in_training_only(input_ids):
     assert not torch.equal(model(input_ids).logits, model(input_ids).logits)
 
 
-def test_past_the_context_learned_positions_say_so():
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_past_the_context_learned_positions_say_so(cache):
     model = tiny_model(family="gpt")
+    zeros = torch.zeros(1, 49, dtype=torch.long)
     with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48.*shorten the prompt"):
-        model(torch.zeros(1, 49, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"context of 48.*max_new_tokens"):
-        model.generate(torch.ones(1, 40, dtype=torch.long), max_new_tokens=20, eos_token_id=None)
+        model(zeros)
+    with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48"):
+        model(zeros[:, :1], position_ids=torch.tensor([[48]]))
+    past = StaticCache(config=model.config, max_cache_len=60) if cache == "static" else None
+    past = model(zeros[:, :48], past_key_values=past, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48"):
+        model(zeros[:, :1], past_key_values=past)
+
+
+def test_a_configuration_that_was_changed_is_validated_again():
+    config = tiny_model(family="modern").config
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(ValueError, match=r"rope_type \('linear'\)"):
+        TinyStoriesForCausalLM(config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -243,6 +401,11 @@ def test_the_model_files_import_nothing_of_ours():
     folder = str(package.__path__[0]).removesuffix("/model")
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     assert done.stdout.strip() == "TinyStoriesForCausalLM", done.stderr
+
+
+def _assert_tying(model: TinyStoriesForCausalLM) -> None:
+    tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert tied == model.config.tie_word_embeddings
 
 
 def _copy(norm: torch.nn.LayerNorm, gpt2_norm: torch.nn.LayerNorm) -> None:

@@ -47,14 +47,12 @@ class TinyStoriesConfig(PreTrainedConfig):
         "n_embd": "hidden_size",
         "block_size": "max_position_embeddings",
     }
+    # How to split what both families have; each instance adds what it has besides.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
-        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
         "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
@@ -104,6 +102,20 @@ class TinyStoriesConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.family == "gpt":
             self.rope_parameters = None  # the parent fills it in for every class that declares it
+        self._set_parallel_plans()
+
+    def _set_parallel_plans(self):
+        """Name the modules that this family has; one that is missing would make the plan invalid."""
+        if self.family == "gpt":
+            # Positions are added between two stages, in a place that a pipeline plan cannot name.
+            self.base_model_pp_plan = None
+            return
+        self.base_model_tp_plan = self.base_model_tp_plan | {"layers.*.mlp.gate_proj": "colwise"}
+        if self.qk_norm:
+            self.base_model_tp_plan |= {
+                "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+                "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+            }
 
     def validate_architecture(self):
         """Run by `@strict` after `__post_init__`."""

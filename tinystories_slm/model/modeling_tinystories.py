@@ -16,7 +16,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -81,7 +82,9 @@ def eager_attention_forward(
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:  # a caller's own: True is seen
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -216,6 +219,7 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
     """Token ids (B, T) to hidden states (B, T, C)."""
 
     def __init__(self, config: TinyStoriesConfig):
+        config.validate_architecture()  # it may have been changed since it was made
         super().__init__(config)
         # No padding_idx: pad and end of text share an id, and a padding row would never learn.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -238,8 +242,16 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
+        """Hidden states after the last norm, and the cache where `use_cache`.
+
+        `attention_mask` is (B, S), 1 where a token is and 0 where padding is, or a ready (B, 1, T, S) mask.
+        `position_ids` (B, T) are the mask's count of tokens, so that padding moves no token, unless given.
+
+        Raises:
+            ValueError: both or none of `input_ids` and `inputs_embeds`; gpt: a position past the context.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -247,7 +259,8 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None:
+        positions_given = position_ids is not None
+        if not positions_given:
             position_ids = self._position_ids(inputs_embeds, attention_mask, num_past)
 
         mask = create_causal_mask(
@@ -259,7 +272,7 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         )
         hidden_states, position_embeddings = inputs_embeds, None
         if self.config.family == "gpt":
-            self._check_context(inputs_embeds.shape[1], num_past)
+            self._check_context(position_ids, num_past, positions_given)
             hidden_states = hidden_states + self.embed_positions(position_ids)
         else:
             position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
@@ -283,20 +296,30 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         self, inputs_embeds: Tensor, attention_mask: Tensor | None, num_past: int | Tensor
     ) -> Tensor:
         """(B or 1, T): the place of each token in its own text, padding on the left not counted."""
-        T = inputs_embeds.shape[1]
+        seen = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + num_past  # (T,)
         if attention_mask is not None and attention_mask.ndim == 2:
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
-        return (torch.arange(T, device=inputs_embeds.device) + num_past).unsqueeze(0)
+            # (B, S), or longer where a static cache's mask spans its whole length.
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen]
+        return seen.unsqueeze(0)
 
-    def _check_context(self, num_tokens: int, num_past: int | Tensor) -> None:
-        # A static cache counts on the device, where a look would stop the stream (and the compiler).
-        num_past = num_past if isinstance(num_past, int) else 0
-        if num_past + num_tokens > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{num_past + num_tokens} tokens do not fit the context of "
-                f"{self.config.max_position_embeddings} (max_position_embeddings), and this model learned "
-                "one embedding per position; shorten the prompt or lower max_new_tokens"
-            )
+    def _check_context(self, position_ids: Tensor, num_past: int | Tensor, positions_given: bool) -> None:
+        """Refuse a position that has no embedding, wherever looking at positions costs nothing."""
+        context = self.config.max_position_embeddings
+        if torch.compiler.is_compiling():
+            return  # a graph cannot look at its values
+        if position_ids.device.type != "cpu" and (
+            positions_given or not isinstance(num_past, int) or num_past + position_ids.shape[1] <= context
+        ):
+            return  # an accelerator would wait at each step; `generate()` has looked once, at its start
+        if position_ids.numel() and (needed := int(position_ids.max()) + 1) > context:
+            raise ValueError(_past_the_context(needed, context))
+
+
+def _past_the_context(needed: int, context: int) -> str:
+    return (
+        f"{needed} tokens do not fit the context of {context} (max_position_embeddings), and this model "
+        "learned one embedding per position; shorten the prompt or lower max_new_tokens"
+    )
 
 
 class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
@@ -305,12 +328,16 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: TinyStoriesConfig):
         super().__init__(config)
         self.model = TinyStoriesModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.family == "gpt":
+            # Where nobody says how long, a text ends at the context; a pipeline would ask for 256 new tokens.
+            self.generation_config.max_length = config.max_position_embeddings
         self.post_init()
 
     @can_return_tuple
@@ -324,7 +351,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits of the next token after each of `input_ids`, and the loss where `labels` are given.
 
@@ -355,6 +382,36 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
+        # The context is no length that anybody asked for: no clash, to be warned of, with `max_new_tokens`.
+        is_default = generation_config.max_length in (None, self.config.max_position_embeddings)
+        if generation_config.max_new_tokens is not None:
+            has_default_max_length = has_default_max_length or is_default
+        return super()._prepare_generated_length(
+            generation_config=generation_config, has_default_max_length=has_default_max_length, **kwargs
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        """Refuse, before the first token, a text that outgrows learned positions.
+
+        `generate()` calls it once, and here it first knows both how long the text may get and where
+        its prompts stand: padding takes no position.
+        """
+        position_ids = model_kwargs.get("position_ids")  # (B, T)
+        if self.config.family == "gpt" and position_ids is not None:
+            num_new_tokens = max_cache_length + 1 - position_ids.shape[-1]  # the cache lacks the last one
+            num_prompt_tokens, context = int(position_ids.max()) + 1, self.config.max_position_embeddings
+            if num_prompt_tokens + num_new_tokens > context:
+                raise ValueError(
+                    f"a prompt of {num_prompt_tokens} tokens and max_new_tokens ({num_new_tokens}): "
+                    + _past_the_context(num_prompt_tokens + num_new_tokens, context)
+                )
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
 
