@@ -1,0 +1,201 @@
+import ctypes
+import gc
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.conftest import FAMILIES, tiny_model
+from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.config import TrainArgs
+from tinystories_slm.training.estimate import (
+    Peak,
+    disk_bytes,
+    flops_per_token,
+    memory_bytes,
+    num_parameters,
+    peak_flops,
+    utilisation,
+)
+from tinystories_slm.training.estimate import _published_peak as published_peak
+from tinystories_slm.training.optim import build_optimizers
+
+_CPU = torch.device("cpu")
+
+
+def loss_of(model, *, batch_size: int, seq_len: int, bf16: bool = False) -> torch.Tensor:
+    ids = torch.randint(0, model.config.vocab_size, (batch_size, seq_len))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+@pytest.mark.parametrize("overrides", FAMILIES.values(), ids=FAMILIES.keys())
+def test_parameters_are_counted_without_building_the_model(overrides):
+    model = tiny_model(**overrides)
+    assert num_parameters(model.config) == model.num_parameters()
+
+
+@pytest.mark.parametrize("overrides", FAMILIES.values(), ids=FAMILIES.keys())
+def test_operations_are_those_that_torch_counts(overrides):
+    # Written-out attention: torch has no count for every fused kernel.
+    model = tiny_model(attn_implementation="eager", **overrides)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, batch_size=3, seq_len=40).backward()
+    assert counter.get_total_flops() == 3 * 40 * flops_per_token(model.config, 40)
+
+
+def test_utilisation_is_a_share_of_all_processes_peaks():
+    assert utilisation(1e6, 3e6, Peak(1e13, "made up")) == pytest.approx(0.3)
+    assert utilisation(1e6, 3e6, Peak(1e13, "made up"), num_processes=4) == pytest.approx(0.075)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "teraflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("NVIDIA A100-SXM4-80GB", "no", 19.5),
+        ("NVIDIA A10", "bf16", 125),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
+        ("NVIDIA H100 PCIe", "bf16", 756),
+        ("NVIDIA H200", "fp16", 989.4),
+        ("NVIDIA H200 NVL", "fp16", 835.5),
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA L40S", "bf16", 362),
+        ("Tesla V100-SXM2-16GB", "fp16", 125),
+        ("Tesla T4", "fp16", 65),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("AMD Instinct MI300X", "bf16", 1307.4),
+        # Without tensor cores for it, cut down, or unknown: better measured than guessed.
+        ("Tesla T4", "bf16", None),
+        ("NVIDIA A10G", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("Something New", "bf16", None),
+    ],
+)
+def test_the_published_peak_is_that_of_the_very_chip(name, precision, teraflops):
+    peak = published_peak(name, precision)
+    assert (peak and peak.flops_per_second) == (teraflops and pytest.approx(teraflops * 1e12))
+    assert peak is None or name in peak.source
+
+
+def test_tf32_counts_where_torch_computes_in_it():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        assert published_peak("NVIDIA A100-SXM4-80GB", "no").flops_per_second == pytest.approx(156e12)
+        assert published_peak("Tesla T4", "no").flops_per_second == pytest.approx(8.1e12)
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_a_cpu_is_measured_and_the_product_stated():
+    peak = peak_flops(_CPU, "no")
+    assert peak.flops_per_second > 1e8
+    assert re.fullmatch(r"measured: 512 x 512 x 512 product in float32 on \d+ CPU threads", peak.source)
+
+
+def saved_bytes(model, **how) -> int:
+    """What backward will read again, beside the weights and their 16-bit copies."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.T.shape) for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tuple(tensor.shape) not in shapes:
+            kept[storage.data_ptr()] = storage  # held, so that no address is given out twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_of(model, **how)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other than 2")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("overrides", FAMILIES.values(), ids=FAMILIES.keys())
+def test_activations_are_those_that_autograd_keeps(overrides, precision, dropout):
+    # T = 44, so that no activation has the shape of a weight.
+    model = tiny_model(**overrides, dropout=dropout, num_hidden_layers=3).train()
+    memory = memory_bytes(
+        model.config, per_device_batch_size=3, seq_len=44, precision=precision, optimizer="adamw"
+    )
+    # A third of `logits` is kept until backward begins; the rest comes with it. How dropout keeps its
+    # mask depends on the type that it meets.
+    expected = memory.activations + memory.logits / 3
+    assert saved_bytes(model, batch_size=3, seq_len=44, bf16=precision == "bf16") == pytest.approx(
+        expected, rel=0.1 if dropout else 0.03
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimizers_state_is_what_it_keeps(optimizer):
+    model = tiny_model(family="modern")
+    optimizers = build_optimizers(model, TrainArgs(optimizer=optimizer))
+    loss_of(model, batch_size=1, seq_len=8).backward()
+    kept = 0
+    for each in optimizers:
+        each.step()
+        states = [state for states in each.state.values() for state in states.values()]
+        kept += sum(state.nbytes for state in states if torch.is_tensor(state) and state.ndim)
+    memory = memory_bytes(
+        model.config, per_device_batch_size=1, seq_len=8, precision="no", optimizer=optimizer
+    )
+    assert memory.optimizer == kept
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch_size", "precision"),
+    [
+        pytest.param({"vocab_size": 16_000, "hidden_size": 64}, 16, "no", id="mostly logits"),
+        pytest.param({"num_hidden_layers": 8, "family": "modern"}, 16, "bf16", id="mostly activations"),
+        pytest.param({"hidden_size": 512, "num_hidden_layers": 8}, 1, "no", id="mostly weights"),
+    ],
+)
+def test_the_process_grows_by_about_what_was_expected(overrides, batch_size, precision):
+    settings = {"vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = TinyStoriesConfig(**settings | overrides)
+    expected = memory_bytes(
+        config, per_device_batch_size=batch_size, seq_len=128, precision=precision, optimizer="adamw"
+    )
+    grown = growth_of_two_steps(config, batch_size=batch_size, seq_len=128, bf16=precision == "bf16")
+    assert expected.total / 2 < grown < expected.total * 2
+
+
+def growth_of_two_steps(config: TinyStoriesConfig, **how) -> int:
+    """Bytes by which the process's resident memory rose at its highest."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew (proc(5))
+    except OSError as error:
+        pytest.skip(f"needs Linux with glibc and a /proc to measure memory by: {error}")
+    before = status_bytes("VmRSS")
+    model = TinyStoriesForCausalLM(config).train()
+    [optimizer] = build_optimizers(model, TrainArgs())
+    for _ in range(2):
+        loss_of(model, **how).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(name: str) -> int:
+    [line] = re.findall(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(line) * 1024
+
+
+def test_a_checkpoint_takes_its_weights_and_the_optimizers_state():
+    config = TinyStoriesConfig(vocab_size=10_000, hidden_size=256, num_hidden_layers=8)
+    disk = disk_bytes(config, optimizer="adamw", keep_checkpoints=2)
+    assert disk.checkpoint == pytest.approx(12 * num_parameters(config), rel=0.01)
+    # Three checkpoints (one of them being written) and two model folders.
+    assert disk.run_folder == pytest.approx((3 * 12 + 2 * 4) * num_parameters(config), rel=0.02)
+    muon = disk_bytes(config, optimizer="muon", keep_checkpoints=2)
+    assert muon.checkpoint < 0.8 * disk.checkpoint

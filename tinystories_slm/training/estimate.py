@@ -1,0 +1,268 @@
+"""What a run will need, before it begins: operations, memory, disk; and what the device could do at most."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from tinystories_slm.model import TinyStoriesConfig
+
+# What a model folder or a checkpoint holds beside numbers: tokenizer, model code, random states.
+_FOLDER_BYTES = 500_000
+_BYTES_PER_TOKENIZER_ENTRY = 60
+_MEASURING_S = 0.2
+
+
+def num_parameters(config: TinyStoriesConfig) -> int:
+    """Parameters of the model that `config` describes, without building it; tied matrices count once."""
+    C, L, V = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    query = config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    norm = C * (2 if config.family == "gpt" and config.bias else 1)
+    block = _block_matrices(config) + 2 * norm
+    if config.bias:
+        ups = 1 if config.family == "gpt" else 2
+        block += query + 2 * key_value + C + ups * config.intermediate_size + C
+    if config.qk_norm:
+        block += 2 * config.head_dim
+    embeddings = V * C * (1 if config.tie_word_embeddings else 2)
+    positions = config.max_position_embeddings * C if config.family == "gpt" else 0
+    return L * block + norm + embeddings + positions
+
+
+def flops_per_token(config: TinyStoriesConfig, seq_len: int) -> float:
+    """Training operations per token, 6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B).
+
+    N counts the parameters that take part in a matrix product: those of the L blocks and the output
+    head, V x C, once, whether it is tied or not. Looking up an embedding is no product, and norms and
+    biases are left out. H heads of Q numbers attend over T = `seq_len` tokens; as in PaLM the half of
+    the scores that the causal mask hides is counted. Forward is a third of it, backward two thirds.
+    """
+    num_multiplied = config.num_hidden_layers * _block_matrices(config) + _head(config)
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * seq_len
+    return float(6 * num_multiplied + 12 * attention)
+
+
+def _block_matrices(config: TinyStoriesConfig) -> int:
+    query = config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    feed_forward = (2 if config.family == "gpt" else 3) * config.intermediate_size
+    return config.hidden_size * (2 * query + 2 * key_value + feed_forward)
+
+
+def _head(config: TinyStoriesConfig) -> int:
+    return config.vocab_size * config.hidden_size
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most operations a second that one process's device can do in matrix products."""
+
+    flops_per_second: float
+    source: str
+    """How the figure was come by, for people."""
+
+
+def utilisation(
+    tokens_per_second: float, flops_per_token: float, peak: Peak, *, num_processes: int = 1
+) -> float:
+    """Model-FLOP utilisation (PaLM, appendix B): the share of the peak that went into the model, 0 to 1.
+
+    `tokens_per_second` is of all processes together. Where the peak was measured, on a machine that
+    had other work to do just then, the share can come out above 1.
+    """
+    return tokens_per_second * flops_per_token / (peak.flops_per_second * num_processes)
+
+
+class _Published(NamedTuple):
+    """Dense peaks in 10^12 operations a second, without sparsity, 16-bit sums kept in float32."""
+
+    float32: float
+    tf32: float | None
+    fp16: float
+    bf16: float | None
+
+
+# From the makers' data sheets and architecture white papers. Order matters: the first match is taken.
+_PUBLISHED = {
+    r"B200": _Published(75, 1125, 2250, 2250),
+    r"H200 NVL": _Published(60, 417.5, 835.5, 835.5),
+    r"H200|GH200": _Published(66.9, 494.7, 989.4, 989.4),
+    r"H100 NVL": _Published(60, 417.5, 835.5, 835.5),
+    r"H100 PCIe": _Published(51.2, 378, 756, 756),
+    r"H100": _Published(66.9, 494.7, 989.4, 989.4),
+    r"A100": _Published(19.5, 156, 312, 312),
+    r"A40": _Published(37.4, 74.8, 149.7, 149.7),
+    r"A30": _Published(10.3, 82, 165, 165),
+    r"A10": _Published(31.2, 62.5, 125, 125),
+    r"L40S": _Published(91.6, 183, 362, 362),
+    r"L40": _Published(90.5, 90.5, 181, 181),
+    r"L4": _Published(30.3, 60, 121, 121),
+    r"V100.SXM2": _Published(15.7, None, 125, None),
+    r"V100.PCIE": _Published(14, None, 112, None),
+    r"T4": _Published(8.1, None, 65, None),
+    r"RTX 5090": _Published(104.8, 104.8, 209.5, 209.5),
+    r"RTX 4090": _Published(82.6, 82.6, 165.2, 165.2),
+    r"RTX 3090": _Published(35.6, 35.6, 71, 71),
+    r"MI300X": _Published(163.4, 653.7, 1307.4, 1307.4),
+}
+_OTHER_SILICON = re.compile(r"\b(Laptop|MIG|D|Ti)\b")  # a name in the table, another chip or a part of it
+
+
+def peak_flops(device: torch.device, precision: str) -> Peak:
+    """The published dense peak of a known GPU, or what a short matrix product reaches here (< 0.3 s).
+
+    `precision` is `no`, `fp16` or `bf16`, as `resolve_precision` gives it. `no` is float32, or TF32
+    where torch is set to compute float32 products in it.
+    """
+    if device.type == "cuda" and (peak := _published_peak(torch.cuda.get_device_name(device), precision)):
+        return peak
+    return _measured_peak(device, precision)
+
+
+def _published_peak(device_name: str, precision: str) -> Peak | None:
+    column = precision
+    if precision == "no":
+        column = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+    if _OTHER_SILICON.search(device_name):
+        return None
+    for pattern, published in _PUBLISHED.items():
+        if re.search(rf"\b({pattern})\b", device_name):
+            teraflops = getattr(published, column) or (published.float32 if column == "tf32" else None)
+            if teraflops is None:
+                return None
+            return Peak(teraflops * 1e12, f"published dense {column} peak of {device_name}")
+    return None
+
+
+def _measured_peak(device: torch.device, precision: str) -> Peak:
+    """The best of the products of two square matrices that fit into the measuring time."""
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    size = 512 if device.type == "cpu" else 4096
+    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    best_s = _timed_s(a, b)
+    began_s = time.perf_counter()
+    while time.perf_counter() - began_s < _MEASURING_S:
+        best_s = min(best_s, _timed_s(a, b))
+    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else f"this {device.type} device"
+    name = str(dtype).removeprefix("torch.")
+    return Peak(2 * size**3 / best_s, f"measured: {size} x {size} x {size} product in {name} on {where}")
+
+
+def _timed_s(a: torch.Tensor, b: torch.Tensor) -> float:
+    since_s = time.perf_counter()
+    torch.mm(a, b)
+    if a.device.type != "cpu":
+        torch.accelerator.synchronize(a.device)
+    return time.perf_counter() - since_s
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of training, in bytes on one device, by what holds it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def memory_bytes(
+    config: TinyStoriesConfig,
+    *,
+    per_device_batch_size: int,
+    seq_len: int,
+    precision: str,
+    optimizer: str,
+    num_processes: int = 1,
+    device_type: str = "cpu",
+) -> Memory:
+    """Expected peak memory of training on one device, beside what Python and torch take themselves.
+
+    With P parameters, N of them in matrix products, B x T tokens in a micro-batch and a vocabulary of V:
+
+    - weights: 4 P, and 2 N for the 16-bit copies that mixed precision makes of the matrices;
+    - gradients: 4 P, and 4 P more for the buckets that several processes exchange;
+    - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
+    - activations: what backward reads again, per block and token (see `_activation_bytes_per_token`);
+    - logits: 12 B T V, as the log-probabilities, the loss's gradient with respect to them and that with
+      respect to the logits, float32 in every precision, live at once.
+
+    Attention is taken not to keep its scores, which flash and memory-efficient kernels do not; on a CPU
+    with dropout there is no such kernel, and 3 H T float32 a token and block are added. `train.compile`
+    fuses what is counted here as separate and stays below.
+    """
+    P = num_parameters(config)
+    matrices = config.num_hidden_layers * _block_matrices(config)
+    tokens = per_device_batch_size * seq_len
+    copies = 2 * (matrices + _head(config)) if precision in ("fp16", "bf16") else 0
+    per_token = _activation_bytes_per_token(config, seq_len, precision, device_type)
+    return Memory(
+        weights=4 * P + copies,
+        gradients=4 * P * (2 if num_processes > 1 else 1),
+        optimizer=_optimizer_bytes(config, optimizer),
+        activations=tokens * per_token,
+        logits=12 * tokens * config.vocab_size,
+    )
+
+
+def _optimizer_bytes(config: TinyStoriesConfig, optimizer: str) -> int:
+    matrices = config.num_hidden_layers * _block_matrices(config) if optimizer == "muon" else 0
+    return 8 * (num_parameters(config) - matrices) + 4 * matrices
+
+
+def _activation_bytes_per_token(
+    config: TinyStoriesConfig, seq_len: int, precision: str, device_type: str
+) -> int:
+    """Of all blocks and the last norm; C hidden, I feed-forward, q and k the heads' numbers.
+
+    A block keeps, w bytes each (4, or 2 in mixed precision): queries, keys, values, attention's output
+    (2 q + 2 k), the feed-forward layer's inner results (2 I, gated 4 I), the inputs of its matrices
+    (2 C; in mixed precision one cast copy for each matrix, 4 C or gated 5 C), and in float32 the inputs of
+    the two norms (2 C; the modern family's also what they normalized, 4 C). QK-norm keeps its input and
+    result as well.
+    """
+    C, mixed = config.hidden_size, precision in ("fp16", "bf16")
+    modern = config.family == "modern"
+    width = 2 if mixed else 4
+    q = config.num_attention_heads * config.head_dim
+    k = config.num_key_value_heads * config.head_dim
+    inputs = (5 if modern else 4) * C if mixed else 2 * C
+    block = width * (2 * q + 2 * k + (4 if modern else 2) * config.intermediate_size + inputs)
+    norm = (8 if modern else 4) * C
+    block += 2 * norm
+    if config.qk_norm:
+        block += (4 + width) * (q + k)
+    if config.dropout > 0:
+        block += 2 * C * (4 if device_type == "cpu" else 1)  # the masks
+        block += 12 * config.num_attention_heads * seq_len if device_type == "cpu" else 0
+    return config.num_hidden_layers * block + norm + width * C
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on disk."""
+
+    checkpoint: int
+    """One folder of checkpoints/."""
+    run_folder: int
+    """All of a run at its largest: the checkpoints kept and one being written, best/ and last/."""
+
+
+def disk_bytes(config: TinyStoriesConfig, *, optimizer: str, keep_checkpoints: int) -> Disk:
+    """Expected size of a checkpoint, 4 P and the optimizer's state, and of the run folder.
+
+    A model folder is 4 P and its tokenizer, about 60 bytes an entry; every folder counts half a megabyte
+    for the small files in it.
+    """
+    weights = 4 * num_parameters(config) + _FOLDER_BYTES
+    checkpoint = weights + _optimizer_bytes(config, optimizer)
+    model_folder = weights + _BYTES_PER_TOKENIZER_ENTRY * config.vocab_size
+    return Disk(checkpoint, (keep_checkpoints + 1) * checkpoint + 2 * model_folder)
