@@ -4,65 +4,147 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from tinystories_slm.config import save_config
+from tinystories_slm.model.modeling_tinystories import TinyStoriesDecoderLayer
+from tinystories_slm.training import train
+from tinystories_slm.training.checkpoints import checkpoints, step_of
 from tinystories_slm.training.tracking import read_metrics
 
+CONFIGURATIONS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+CPU_2 = ["accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / "cpu_2.yaml")]
+TORCHRUN = ["torch.distributed.run", "--standalone"]
+TRAIN = ROOT / "scripts" / "train.py"
 
-def launch(config_file, num_processes: int, *flags: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={num_processes}",
-    ]
+# The second process is lost at its seventh step, in the middle of the run.
+LOSES_ONE = """
+import os, signal
+from tinystories_slm.cli import doorway
+from tinystories_slm.config import RunConfig
+from tinystories_slm.training import loop
+
+train_step = loop.train_step
+
+def lost(run):
+    if run.progress.step == 6 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(run)
+
+loop.train_step = lost
+doorway(loop.train, RunConfig)
+"""
+
+
+def launch(launcher: list[str], script: Path, config_file: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*command, str(ROOT / "scripts" / "train.py"), "--config", str(config_file), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", *launcher, str(script), "--config", str(config_file), *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=300,  # a hang
     )
 
 
-def test_two_processes_train_what_one_does(tiny_run, tmp_path):
-    config = tiny_run("--train.per_device_batch_size", "4", "--train.optimizer", "muon")
-    save_config(config, tmp_path / "config.yaml")
-    series = {}
-    for num_processes in (1, 2):
-        run_dir = tmp_path / f"run{num_processes}"
-        done = launch(tmp_path / "config.yaml", num_processes, f"--output_dir={run_dir}")
-        assert done.returncode == 0, done.stderr
-        told = re.findall(r"on: (\d) process(?:es)?, cpu.*, (\d) micro-batch", done.stderr)
-        assert told == [(str(num_processes), str(2 // num_processes))]  # the same batch, and one voice
-        lines = read_metrics(run_dir / "metrics.jsonl")
-        series[num_processes] = {
-            name: [line[name] for line in lines if name in line]
-            for name in ("train/loss", "train/lr", "train/grad_norm", "val/loss")
-        }
+def curves(run_dir: Path) -> dict[str, list[float]]:
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return {
+        name: [line[name] for line in lines if name in line]
+        for name in ("train/loss", "train/lr", "train/grad_norm", "val/loss")
+    }
 
-    assert len(series[1]["train/loss"]) == 12
-    for name, values in series[1].items():
-        assert series[2][name] == pytest.approx(values, rel=1e-3), name
+
+def test_two_processes_train_what_one_does(tiny_run, tmp_path):
+    config = tiny_run("--train.per_device_batch_size", "4", name="alone")
+    alone = curves(train(config))
+    save_config(config, tmp_path / "config.yaml")
+    done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", f"--output_dir={tmp_path / 'run'}")
+
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"on: (\d) process(?:es)?, cpu.*, (\d) micro-batch", done.stderr)
+    assert told == [("2", "1")]  # where one process takes two; and one voice
+    assert len(alone["train/loss"]) == len(alone["train/grad_norm"]) == 12
+    for name, values in curves(tmp_path / "run").items():
+        assert values == pytest.approx(alone[name], rel=1e-4), name
+
+
+def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, tmp_path):
+    flags = ("--train.per_device_batch_size", "4", "--train.optimizer", "muon")
+    config = tiny_run(*flags)
+    save_config(config, tmp_path / "config.yaml")
+    script = tmp_path / "loses_one.py"
+    script.write_text(LOSES_ONE)
+    done = launch(CPU_2, script, tmp_path / "config.yaml")
+
+    assert done.returncode != 0
+    assert re.search(r"rank +: 1 .*\n +exitcode +: -9 .*SIGKILL", done.stderr), done.stderr
+    assert [step_of(folder) for folder in checkpoints(config.output_dir)] == [4]
+    # And on, on another number of processes.
+    resumed, whole = curves(train(config)), curves(train(tiny_run(*flags, name="whole")))
+    assert len(resumed["train/loss"]) == 12
+    for name, values in resumed.items():
+        assert values == pytest.approx(whole[name], rel=1e-3), name
 
 
 def test_what_the_first_process_is_refused_ends_every_process(tiny_run, tmp_path):
     save_config(tiny_run("--train.per_device_batch_size", "4"), tmp_path / "config.yaml")
-    done = launch(tmp_path / "config.yaml", 2, "--data.max_stories", "7")
+    done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", "--data.max_stories", "7")
 
-    assert done.returncode != 0
+    assert done.returncode == 1  # the launcher's; the processes end with 2
+    assert re.search(r"exitcode +: 2 ", done.stderr)
     assert done.stderr.count("error: data.data_dir") == 1
     assert done.stderr.count("Traceback") == 1  # the launcher's own, about its children's exit code
 
 
 def test_what_is_refused_is_told_once_and_ends_every_process(tiny_run, tmp_path):
     save_config(tiny_run(), tmp_path / "config.yaml")
-    done = launch(tmp_path / "config.yaml", 3)
+    done = launch([*TORCHRUN, "--nproc_per_node=3"], TRAIN, tmp_path / "config.yaml")
 
     assert done.returncode != 0
     assert done.stderr.count("error: train.batch_size (8) must be a multiple of") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_accelerate_knows_every_key_of_a_shipped_file(path):
+    plain = yaml.safe_load(path.read_text())
+    loaded = load_config_from_file(str(path))  # refuses unknown keys of the first level, and those alone
+    assert loaded.num_processes == plain["num_processes"]
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(plain.get("fsdp_config", {})) <= known
+
+    # These are read from flags alone: in a file Accelerate passes over them without a word.
+    assert not {"rdzv_backend", "same_network"} & set(plain)
+    # What changes numbers is the run's own configuration's.
+    assert not {"mixed_precision", "fp16", "dynamo_config", "downcast_bf16"} & set(plain)
+
+
+def test_the_files_say_what_their_names_say():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGURATIONS}
+    assert {name: (file["distributed_type"], file["num_processes"]) for name, file in files.items()} == {
+        "cpu_2": ("MULTI_GPU", 2),
+        "gpu_1": ("NO", 1),
+        "gpu_8_ddp": ("MULTI_GPU", 8),
+        "gpu_8_fsdp2": ("FSDP", 8),
+        "multi_node": ("MULTI_GPU", 16),
+    }
+    sharded = files["gpu_8_fsdp2"]["fsdp_config"]
+    assert sharded["fsdp_version"] == 2 and sharded["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert sharded["fsdp_transformer_layer_cls_to_wrap"] == TinyStoriesDecoderLayer.__name__
+
+
+def test_the_runs_own_number_type_beats_the_launchers(tiny_run, monkeypatch):
+    seen = []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(
+        Accelerator, "end_training", lambda self: seen.append(self.mixed_precision)
+    )
+    train(tiny_run("--train.max_steps", "3", "--train.mixed_precision", "no"))
+    assert seen == ["no"]

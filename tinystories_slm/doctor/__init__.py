@@ -1,0 +1,63 @@
+"""A checkup: will this configuration train on this machine, rightly, and how fast?"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from tinystories_slm.config import RunConfig
+from tinystories_slm.doctor import arithmetic, machine, needs, trial
+from tinystories_slm.doctor.finding import Check, Finding, examine
+
+__all__ = ["DoctorArgs", "Finding", "checkup", "doctor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs(RunConfig):
+    """A configuration to examine on this machine; nothing is trained, downloaded or written.
+
+    The exit code is 0 without problems, 1 with problems, 2 for a configuration that cannot be right.
+    """
+
+    output: Path | None = None
+    """File for the findings as JSON; null for none."""
+
+
+def doctor(args: DoctorArgs) -> None:
+    """Print every finding as soon as it is made, then their number; exit with 1 if there are problems."""
+    findings = []
+    for finding in checkup(args):
+        print(finding, flush=True)
+        findings.append(finding)
+    num_problems = sum(finding.verdict == "PROBLEM" for finding in findings)
+    print(f"{num_problems} problem{'' if num_problems == 1 else 's'}")
+    if args.output is not None:
+        plain = {"problems": num_problems, "findings": [asdict(finding) for finding in findings]}
+        args.output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    if num_problems:
+        sys.exit(1)
+
+
+def checkup(config: RunConfig) -> Iterator[Finding]:
+    """Every finding about `config` on this machine, the cheap ones first."""
+    device = machine.training_device()
+    run_precision, about_precision = arithmetic.precision(config, device)
+    checks: dict[str, Check] = {
+        "packages": machine.packages,
+        "device": partial(machine.devices, device),
+        "threads": partial(machine.threads, device),
+        "allocator": machine.allocator,
+        "run folder": partial(needs.run_folder, config),
+        "data": partial(needs.data, config),
+        "disk": partial(needs.disk, config),
+        "memory": partial(needs.memory, config, device, run_precision),
+        "precision": lambda: about_precision,
+        "attention": partial(arithmetic.attention, config, device, run_precision),
+        "torch.compile": partial(arithmetic.compilation, config, device, run_precision),
+        "learning": partial(trial.overfit, config, device, run_precision),
+        "time": partial(trial.duration, config, device, run_precision),
+    }
+    for subject, check in checks.items():
+        yield from examine(subject, check)
