@@ -143,8 +143,6 @@ def test_the_files_say_what_their_names_say():
 def test_the_runs_own_number_type_beats_the_launchers(tiny_run, monkeypatch):
     seen = []
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    monkeypatch.setattr(
-        Accelerator, "end_training", lambda self: seen.append(self.mixed_precision)
-    )
+    monkeypatch.setattr(Accelerator, "end_training", lambda self: seen.append(self.mixed_precision))
     train(tiny_run("--train.max_steps", "3", "--train.mixed_precision", "no"))
     assert seen == ["no"]

@@ -14,13 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
-from conftest import ROOT
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.sharding import whole_model
 
+ROOT = Path(__file__).parents[2]
 CASES = {"adamw": "gpt", "muon": "modern"}
 
 
@@ -61,9 +61,7 @@ def train_sharded(folder: Path) -> None:
         plain, optimizers, batch = build(name)
         model, *optimizers = accelerator.prepare(plain, *optimizers)
         share = batch.tensor_split(accelerator.num_processes)[accelerator.process_index]
-        losses, norms = two_steps(
-            model, optimizers, share, accelerator.backward, accelerator.clip_grad_norm_
-        )
+        losses, norms = two_steps(model, optimizers, share, accelerator.backward, accelerator.clip_grad_norm_)
         losses = accelerator.reduce(torch.tensor(losses), reduction="mean").tolist()
         whole = whole_model(model)  # by all of them; the rest by the first alone
         if accelerator.is_main_process:
@@ -86,7 +84,7 @@ def sharded(tmp_path_factory) -> Path:
     launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/gpu_8_fsdp2.yaml"]
     done = subprocess.run(
         [sys.executable, *launch, "--num_processes", "2", __file__, str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -100,9 +98,7 @@ def sharded(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-6), ("muon", 1e-3)])
 def test_a_sharded_model_trains_tells_and_is_saved_like_a_whole_one(sharded, optimizer, tolerance):
     model, optimizers, batch = build(optimizer)
-    losses, norms = two_steps(
-        model, optimizers, batch, torch.Tensor.backward, torch.nn.utils.clip_grad_norm_
-    )
+    losses, norms = two_steps(model, optimizers, batch, torch.Tensor.backward, torch.nn.utils.clip_grad_norm_)
     record = torch.load(sharded / f"{optimizer}.pt", weights_only=True)
 
     assert (record["type"], record["kinds"]) == ("FSDP", ["DTensor", "Parameter"])

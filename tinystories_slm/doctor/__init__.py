@@ -43,7 +43,7 @@ def doctor(args: DoctorArgs) -> None:
 def checkup(config: RunConfig) -> Iterator[Finding]:
     """Every finding about `config` on this machine, the cheap ones first."""
     device = machine.training_device()
-    run_precision, about_precision = arithmetic.precision(config, device)
+    run_precision = arithmetic.resolved_precision(config, device)
     checks: dict[str, Check] = {
         "packages": machine.packages,
         "device": partial(machine.devices, device),
@@ -53,7 +53,7 @@ def checkup(config: RunConfig) -> Iterator[Finding]:
         "data": partial(needs.data, config),
         "disk": partial(needs.disk, config),
         "memory": partial(needs.memory, config, device, run_precision),
-        "precision": lambda: about_precision,
+        "precision": partial(arithmetic.precision, config, device),
         "attention": partial(arithmetic.attention, config, device, run_precision),
         "torch.compile": partial(arithmetic.compilation, config, device, run_precision),
         "learning": partial(trial.overfit, config, device, run_precision),

@@ -17,20 +17,29 @@ from tinystories_slm.training.precision import resolve_precision
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 _ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-# How far a gradient may lie from that of fp32 eager, as a share of its norm; what is right stays ten times below.
+# How far a gradient may lie from that of fp32 eager, as a share of its norm: ten times what is seen.
 _MAX_ERROR = {"no": 1e-4, "bf16": 0.1, "fp16": 0.02}
 _VOCAB_SIZE, _TOKENS = 512, 64
 _COMPILED_STEPS = 4
 _MATMUL_S = 0.3
 
 
-def precision(config: RunConfig, device: torch.device) -> tuple[str, list[Finding]]:
-    """The run's number type as Accelerate takes it, and whether it is the one that suits the hardware."""
+def resolved_precision(config: RunConfig, device: torch.device) -> str:
+    """The run's number type as Accelerate takes it; `no` for one that cannot be, which `precision` tells."""
+    try:
+        return resolve_precision(config.train.mixed_precision, device)
+    except InputError:
+        return "no"
+
+
+def precision(config: RunConfig, device: torch.device) -> Iterator[Finding]:
+    """Whether the run's number type can be, and is the one that suits the hardware."""
     asked = config.train.mixed_precision
     try:
         resolved = resolve_precision(asked, device)
     except InputError as error:
-        return "no", [Finding("precision", "PROBLEM", str(error), "--train.mixed_precision auto")]
+        yield Finding("precision", "PROBLEM", str(error), "--train.mixed_precision auto")
+        return
     speeds = {name: matmul_flops(device, DTYPES[name]) for name in ("no", "bf16")}
     ratio = speeds["bf16"] / speeds["no"]
     said = (
@@ -39,10 +48,11 @@ def precision(config: RunConfig, device: torch.device) -> tuple[str, list[Findin
     )
     # Between the two lies what a busy machine measures.
     if resolved == "no" and ratio > 1.5:
-        return resolved, [Finding("precision", "slow", said, "--train.mixed_precision bf16")]
-    if resolved == "bf16" and ratio < 0.67:
-        return resolved, [Finding("precision", "slow", said, '--train.mixed_precision "no"')]
-    return resolved, [Finding("precision", "ok", said)]
+        yield Finding("precision", "slow", said, "--train.mixed_precision bf16")
+    elif resolved == "bf16" and ratio < 0.67:
+        yield Finding("precision", "slow", said, '--train.mixed_precision "no"')
+    else:
+        yield Finding("precision", "ok", said)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -84,7 +94,7 @@ def attention(config: RunConfig, device: torch.device, run_precision: str) -> It
             good = error <= _MAX_ERROR[number_type]  # not so for nan
             wrong += [] if good else [number_type]
             cells.append(f"{_NAMES[number_type]} {error:.0e}{'' if good else ' WRONG'}")
-        needed = name == used and (reason is not None and not cells or run_precision in wrong)
+        needed = name == used and (not cells or run_precision in wrong)
         works = ", ".join(cells) or "not usable here"
         said = f"{name}: {works}{f' ({reason})' if reason else ''}{', used' if name == used else ''}"
         if needed:

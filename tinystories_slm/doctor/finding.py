@@ -38,7 +38,7 @@ def examine(subject: str, check: Check) -> Iterator[Finding]:
             subject,
             "PROBLEM",
             f"could not be examined ({first_line(error)})",
-            "reinstall with `make clean story`; if that does not help, report this line with `accelerate env`",
+            "reinstall (`make clean story`), or report this with the output of `accelerate env`",
         )
 
 

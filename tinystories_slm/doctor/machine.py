@@ -50,7 +50,7 @@ def packages() -> Iterator[Finding]:
             yield Finding(
                 "packages",
                 "PROBLEM",
-                f"{requirement.name} is {installed or 'not installed'}, and {requirement.specifier} is needed",
+                f"{requirement.name} is {installed or 'not installed'}, needed is {requirement.specifier}",
                 f"python -m pip install '{requirement.name}{requirement.specifier}'",
             )
         elif requirement.name in _TOLD:
@@ -76,7 +76,9 @@ def devices(device: torch.device) -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield Finding(
-                "device", "ok", f"{device.type}:{index} {properties.name}, {properties.total_memory / 1e9:.0f} GB"
+                "device",
+                "ok",
+                f"{device.type}:{index} {properties.name}, {properties.total_memory / 1e9:.0f} GB",
             )
     elif device.type != "cpu":
         yield Finding("device", "ok", f"{device.type}, {torch.accelerator.device_count()} of them")
@@ -88,8 +90,8 @@ def devices(device: torch.device) -> Iterator[Finding]:
         yield Finding(
             "device",
             "PROBLEM",
-            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU; training would use the CPU",
-            "run nvidia-smi; then install a torch for its CUDA version: https://pytorch.org/get-started/locally",
+            f"an NVIDIA driver is there, but torch {torch.__version__} sees no GPU, so the CPU would train",
+            "install a torch for the CUDA that nvidia-smi names: https://pytorch.org/get-started/locally",
         )
     else:
         yield Finding("device", "ok", "cpu (no accelerator found)")

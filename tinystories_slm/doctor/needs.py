@@ -67,8 +67,7 @@ def memory(config: RunConfig, device: torch.device, run_precision: str) -> Itera
     fitting = [
         rows
         for rows in range(1, per_device)
-        if config.train.batch_size % rows == 0
-        and _needed_memory(config, device, run_precision, rows) <= free
+        if config.train.batch_size % rows == 0 and _needed_memory(config, device, run_precision, rows) <= free
     ]
     if fitting:
         remedy = f"--train.per_device_batch_size {max(fitting)} (the same run, in more micro-batches)"
@@ -95,7 +94,7 @@ def disk(config: RunConfig) -> Iterator[Finding]:
     needed = disk_bytes(model, optimizer=train.optimizer, keep_checkpoints=train.keep_checkpoints)
     free = free_disk(config.output_dir)
     said = (
-        f"about {gb(needed.run_folder)} needed in {config.output_dir} (a checkpoint: {gb(needed.checkpoint)}), "
+        f"{config.output_dir} needs about {gb(needed.run_folder)} ({gb(needed.checkpoint)} a checkpoint), "
         f"{gb(free)} free"
     )
     if needed.run_folder <= free:
@@ -118,7 +117,9 @@ def run_folder(config: RunConfig) -> Iterator[Finding]:
     folder = config.output_dir
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        yield Finding("run folder", "PROBLEM", f"{folder} cannot be written to", "choose another --output_dir")
+        yield Finding(
+            "run folder", "PROBLEM", f"{folder} cannot be written to", "choose another --output_dir"
+        )
         return
     found = checkpoints(folder)
     if not found or config.train.resume == "never":
@@ -162,7 +163,7 @@ def hub_data(config: RunConfig) -> Finding:
             "data",
             "PROBLEM",
             f"{source} is not downloaded, and the Hub cannot be asked for it ({first_line(error)})",
-            "connect, or train offline on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
+            "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
         )
     size = sum(file.size or 0 for file in info.siblings or [])
     needed, free = _HUB_COPIES * size, free_disk(folder)

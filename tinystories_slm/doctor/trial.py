@@ -46,13 +46,15 @@ def overfit(config: RunConfig, device: torch.device, run_precision: str) -> Iter
     trainee = Trainee(calm, device, run_precision, rows=1, seq_len=_OVERFIT_TOKENS)
     losses = [trainee.step() for _ in range(OVERFIT_STEPS)]
     bound = OVERFIT_BOUND * losses[0]
-    said = f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {OVERFIT_STEPS} steps on one batch (bound {bound:.2f})"
+    said = (
+        f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {OVERFIT_STEPS} steps on one batch (bound {bound:.2f})"
+    )
     if losses[-1] <= bound:  # not so for nan
         yield Finding("learning", "ok", said)
     else:
         remedy = (
-            '--train.mixed_precision "no", then --train.optimizer adamw, then --model.initializer_range 0.02, to '
-            "see which one it is; `make test` if it is none"
+            'to see which it is: --train.mixed_precision "no", --train.optimizer adamw, '
+            "--model.initializer_range 0.02; `make test` if it is none"
         )
         yield Finding("learning", "PROBLEM", said, remedy)
 
@@ -150,9 +152,7 @@ class Trainee:
         )
 
     def _backward(self) -> torch.Tensor:
-        with torch.autocast(
-            self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "no"
-        ):
+        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "no"):
             loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
         self.scaler.scale(loss).backward()
         return loss.detach()

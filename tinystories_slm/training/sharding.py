@@ -1,6 +1,5 @@
 """A model that is sharded among processes (FSDP2), made whole to be evaluated, asked for stories or saved."""
 
-import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
