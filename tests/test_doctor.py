@@ -47,7 +47,7 @@ def test_the_script_on_the_debug_preset(tmp_path):
     assert all(re.match(r"(ok|note|slow|PROBLEM) +\S| +-> ", line) for line in lines[:-1])
     subjects = {line[9:23].strip() for line in lines[:-1] if not line.startswith(" ")}
     assert subjects >= {
-        "packages", "processor", "device", "threads", "allocator", "run folder", "data", "disk", "memory",
+        "packages", "processor", "device", "threads", "load", "allocator", "run folder", "data", "disk", "memory",
         "precision", "attention", "torch.compile", "learning", "time", "page faults",
     }  # fmt: skip
     assert f"torch {version('torch')}" in done.stdout
@@ -222,6 +222,14 @@ def test_threads_and_libraries(monkeypatch):
     assert (few.verdict, few.remedy) == ("slow", "export OMP_NUM_THREADS=16")
     assert moving.verdict == "slow" and moving.remedy.startswith("export KMP_AFFINITY=")
     assert next(machine.allocator()).text == "tcmalloc"
+
+
+def test_a_machine_that_is_busy_with_something_else(monkeypatch):
+    monkeypatch.setattr(machine, "physical_cores", lambda: 8)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.5, 9.0, 9.0))
+    assert next(machine.load()).verdict == "ok"
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (7.9, 0.0, 0.0))
+    assert next(machine.load()).verdict == "slow"
 
 
 def test_a_gpu_that_torch_does_not_see(monkeypatch):

@@ -48,6 +48,7 @@ def checkup(config: RunConfig) -> Iterator[Finding]:
         "packages": machine.packages,
         "device": partial(machine.devices, device),
         "threads": partial(machine.threads, device),
+        "load": machine.load,
         "allocator": machine.allocator,
         "run folder": partial(needs.run_folder, config),
         "data": partial(needs.data, config),

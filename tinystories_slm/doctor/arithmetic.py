@@ -17,7 +17,7 @@ from tinystories_slm.training.precision import resolve_precision
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 _ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-# How far a gradient may lie from that of fp32 eager, as a share of its norm: ten times what is seen.
+# How far a gradient may lie from that of fp32 eager, as a share of its norm: a few times what is seen.
 _MAX_ERROR = {"no": 1e-4, "bf16": 0.1, "fp16": 0.02}
 _VOCAB_SIZE, _TOKENS = 512, 64
 _COMPILED_STEPS = 4

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from tinystories_slm.doctor.finding import Finding
 
 _TOLD = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "huggingface_hub")
+# Of the cores; what is below may be this checkup itself, or the command before it.
+_BUSY = 0.75
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 ONE_HEAP = (
@@ -120,6 +122,16 @@ def threads(device: torch.device) -> Iterator[Finding]:
             "Intel's OpenMP moves threads from core to core",
             "export KMP_AFFINITY=granularity=fine,compact,1,0 KMP_BLOCKTIME=1",
         )
+
+
+def load() -> Iterator[Finding]:
+    """Whether other programs keep the cores busy, which the speeds further down would suffer from."""
+    cores, busy = physical_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    said = f"{busy:.1f} programs running on {cores} cores in the last minute"
+    if busy > _BUSY * cores:
+        yield Finding("load", "slow", f"{said}: times below are too long", "end them, and ask again")
+    else:
+        yield Finding("load", "ok", said)
 
 
 def allocator() -> Iterator[Finding]:
