@@ -47,8 +47,8 @@ def test_the_script_on_the_debug_preset(tmp_path):
     assert all(re.match(r"(ok|note|slow|PROBLEM) +\S| +-> ", line) for line in lines[:-1])
     subjects = {line[9:23].strip() for line in lines[:-1] if not line.startswith(" ")}
     assert subjects >= {
-        "packages", "processor", "device", "threads", "load", "allocator", "run folder", "data", "disk", "memory",
-        "precision", "attention", "torch.compile", "learning", "time", "page faults",
+        "packages", "processor", "device", "threads", "load", "allocator", "run folder", "data", "disk",
+        "memory", "precision", "attention", "torch.compile", "learning", "time", "page faults",
     }  # fmt: skip
     assert f"torch {version('torch')}" in done.stdout
     assert re.search(r"sdpa: fp32 \de-\d+, bf16 \de-\d+, fp16 \de-\d+, used", done.stdout)
@@ -277,6 +277,9 @@ def test_the_time_of_a_run_is_its_steps_and_evaluations(monkeypatch):
     assert found["time"].text.endswith("3 evaluations of 10 s")
     long = debug("--train.max_steps", "1000000")
     assert by_subject(trial.duration(long, CPU, "no"))["time"].verdict == "slow"
+    limited = debug("--train.max_steps", "1000000", "--train.max_minutes", "5")
+    found = by_subject(trial.duration(limited, CPU, "no"))["time"]
+    assert found.verdict == "ok" and "train.max_minutes (5) ends it before" in found.text
 
 
 def test_a_model_that_is_too_slow_to_time_whole_is_timed_in_part(monkeypatch):

@@ -43,6 +43,27 @@ doorway(loop.train, RunConfig)
 """
 
 
+# The first process has its machine's script signalled at the seventh step, and takes it once it is through.
+SIGNALS_ITS_SCRIPT = """
+import os, signal, time
+from tinystories_slm.cli import doorway
+from tinystories_slm.config import RunConfig
+from tinystories_slm.training import loop
+
+train_step = loop.train_step
+
+def signalled(run):
+    if run.progress.step == 6 and os.environ["RANK"] == "0":
+        os.kill(int(os.environ["NODE_SH"]), signal.SIGUSR1)
+        while run.stop.received is None:
+            time.sleep(0.01)
+    return train_step(run)
+
+loop.train_step = signalled
+doorway(loop.train, RunConfig)
+"""
+
+
 def launch(launcher: list[str], script: Path, config_file: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", *launcher, str(script), "--config", str(config_file), *flags],
@@ -91,6 +112,33 @@ def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, t
     assert len(resumed["train/loss"]) == 12
     for name, values in resumed.items():
         assert values == pytest.approx(whole[name], rel=1e-3), name
+
+
+def test_a_job_that_slurm_signals_saves_and_goes_on(tiny_run, tmp_path):
+    config = tiny_run("--train.per_device_batch_size", "4")
+    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "train.py").write_text(SIGNALS_ITS_SCRIPT)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    slurm = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "NUM_PROCESSES": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", f'NODE_SH=$$ exec "{ROOT}/docs/slurm/node.sh" --config config.yaml'],
+        env=os.environ | slurm | address | path | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 1, done.stderr  # the launcher's for the 75 of its processes
+    assert "SIGTERM: finishing the step, then saving" in done.stderr
+    assert "stopped after step 7 of 12, saved" in done.stderr
+    assert [step_of(folder) for folder in checkpoints(config.output_dir)] == [4, 7]
+    resumed = curves(train(config))["train/loss"]
+    whole = curves(train(tiny_run("--train.per_device_batch_size", "4", name="whole")))["train/loss"]
+    assert len(resumed) == 12 and resumed == pytest.approx(whole, rel=1e-4)
 
 
 def test_what_the_first_process_is_refused_ends_every_process(tiny_run, tmp_path):

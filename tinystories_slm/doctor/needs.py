@@ -121,12 +121,14 @@ def run_folder(config: RunConfig) -> Iterator[Finding]:
             "run folder", "PROBLEM", f"{folder} cannot be written to", "choose another --output_dir"
         )
         return
-    found = checkpoints(folder)
-    if not found or config.train.resume == "never":
+    found, resume = checkpoints(folder), config.train.resume
+    if resume not in ("auto", "never"):
+        yield Finding("run folder", "ok", f"{folder}: a run would branch off from {resume}")
+    elif not found or resume == "never":
         yield Finding("run folder", "ok", f"{folder}: a run would begin at step 1")
-        return
-    check_same_run(config, folder)
-    yield Finding("run folder", "ok", f"{folder}: a run would go on from {found[-1].name}")
+    else:
+        check_same_run(config, folder)
+        yield Finding("run folder", "ok", f"{folder}: a run would go on from {found[-1].name}")
 
 
 def data(config: RunConfig) -> Iterator[Finding]:

@@ -78,7 +78,11 @@ def duration(config: RunConfig, device: torch.device, run_precision: str) -> Ite
     )
     said += f", {num_evaluations} evaluations of {evaluation_s:.3g} s" if evaluation_s else ""
     said += "" if rows == config.train.per_device_batch_size else f"; timed at {rows} sequences at once"
-    if total_s > _A_DAY_S:
+    if config.train.max_minutes is not None and total_s > config.train.max_minutes * 60:
+        yield Finding(
+            "time", "ok", f"{said}; train.max_minutes ({config.train.max_minutes:g}) ends it before"
+        )
+    elif total_s > _A_DAY_S:
         remedy = "fewer --train.max_steps, a smaller preset, or more processes (docs/many_processes.md)"
         yield Finding("time", "slow", said, remedy)
     else:
