@@ -145,8 +145,7 @@ def test_what_the_first_process_is_refused_ends_every_process(tiny_run, tmp_path
     save_config(tiny_run("--train.per_device_batch_size", "4"), tmp_path / "config.yaml")
     done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", "--data.max_stories", "7")
 
-    assert done.returncode == 1  # the launcher's; the processes end with 2
-    assert re.search(r"exitcode +: 2 ", done.stderr)
+    assert done.returncode == 1  # the launcher's own
     assert done.stderr.count("error: data.data_dir") == 1
     assert done.stderr.count("Traceback") == 1  # the launcher's own, about its children's exit code
 
