@@ -62,7 +62,7 @@ def test_a_run_folder_explains_itself(tiny_run):
 
 def test_best_is_the_model_of_the_lowest_validation_loss(tiny_run, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr("tinystories_slm.training.loop.validation_loss", lambda run: next(losses))
+    monkeypatch.setattr("tinystories_slm.training.loop.validation_loss", lambda *_: next(losses))
     run_dir = train(tiny_run("--train.keep_checkpoints", "3"))
     progress = read_progress(run_dir / "checkpoints" / "step_000012")
 

@@ -15,11 +15,13 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import InputError, Stopped
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.generation import generate_stories
+from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.run import Run, finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
+from tinystories_slm.training.sharding import whole_model
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +164,8 @@ def evaluate(run: Run) -> None:
     """Validation loss, a story, the curves; and best/, if there has been no better model."""
     args, progress = run.config.train, run.progress
     with run.stopwatch.paused():
-        loss = validation_loss(run)
+        model = whole_model(run.model)
+        loss = validation_loss(run, model)
         metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
         if math.isfinite(loss):
             run.record.log(metrics, step=progress.step, tokens=run.tokens)
@@ -173,7 +176,7 @@ def evaluate(run: Run) -> None:
         if run.accelerator.is_main_process:
             with _eager(args.compile):
                 [story] = generate_stories(
-                    run.model,
+                    model,
                     run.tokenizer,
                     [SAMPLE_PROMPT],
                     max_new_tokens=run.config.data.seq_len,
@@ -182,16 +185,16 @@ def evaluate(run: Run) -> None:
             run.record.sample(story, step=progress.step)
             run.record.plot()
             if better:
-                save_model_folder(run.model, run.tokenizer, run.config.output_dir / "best")
+                save_model_folder(model, run.tokenizer, run.config.output_dir / "best")
     run.evaluation_seconds = run.stopwatch.paused_s
 
 
-def validation_loss(run: Run) -> float:
+def validation_loss(run: Run, model: TinyStoriesForCausalLM) -> float:
     """Nats per token over every validation token once, shared out among the processes."""
     accelerator = run.accelerator
     with _eager(run.config.train.compile):
         scores = score_stories(
-            run.model,
+            model,
             run.validation[accelerator.process_index :: accelerator.num_processes],
             eos_token_id=run.tokenizer.eos_token_id,
             batch_size=2 * run.config.train.per_device_batch_size,
@@ -209,8 +212,9 @@ def save(run: Run) -> None:
         return  # in trouble: what is kept are the checkpoints from before it
     with run.stopwatch.paused():
         _gather_losses(run)
+        model = whole_model(run.model)
         if run.accelerator.is_main_process:
-            save_model_folder(run.model, run.tokenizer, run.config.output_dir / "last")
+            save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
         keep = run.config.train.keep_checkpoints
         save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep)
     run.saving_seconds = run.stopwatch.paused_s

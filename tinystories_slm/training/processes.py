@@ -8,7 +8,12 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.errors import InputError
@@ -40,13 +45,19 @@ def build_accelerator(args: TrainArgs) -> Accelerator:
     # Accelerate remembers the first precision of a process and refuses any other; a notebook, or a test,
     # trains more than one run.
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.batch_size // per_forward, sync_with_dataloader=False
         ),
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.distributed_type == DistributedType.FSDP and args.optimizer == "muon":
+        raise InputError(
+            "train.optimizer (muon) makes two optimizers, and Accelerate's FSDP saves one; use adamw, or "
+            "configs/accelerate/gpu_8_ddp.yaml"
+        )
+    return accelerator
 
 
 def _processes() -> PartialState:
@@ -81,6 +92,7 @@ def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -
             refusal = str(error)
     [refusal] = broadcast_object_list([refusal])
     if refusal is not None:
+        _leave(accelerator)
         raise InputError(refusal)
     return made or make()
 
@@ -99,5 +111,12 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], Decision]) -
             refusal = str(error)
     [decision, refusal] = broadcast_object_list([decision, refusal])
     if refusal is not None:
+        _leave(accelerator)
         raise InputError(refusal)
     return decision
+
+
+def _leave(accelerator: Accelerator) -> None:
+    """All together, else the first to go takes the connection from under the others."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
