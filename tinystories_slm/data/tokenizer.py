@@ -126,6 +126,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":  # the name that only transformers 5 knows
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Transformers 4 would add token_type_ids, which no model of ours takes.
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
     for how_it_was_loaded in ("is_local", "local_files_only"):
         settings.pop(how_it_was_loaded, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
