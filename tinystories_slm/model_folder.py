@@ -40,7 +40,23 @@ def save_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     # The saved class names itself; AutoModel, which vLLM and feature extraction ask for, has to be named.
     model.config.auto_map = {"AutoModel": "modeling_tinystories.TinyStoriesModel"}
-    model.generation_config = GenerationConfig(
+    model.generation_config = generation_defaults(model, tokenizer)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with quiet():
+        model.save_pretrained(partial)
+    save_tokenizer(tokenizer, partial)
+    replace_folder(partial, folder)
+    return folder
+
+
+def generation_defaults(
+    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """How stories are told where nothing else is asked for: sampled, up to the end token.
+
+    No `max_new_tokens`: how long a story may get is the caller's to say.
+    """
+    return GenerationConfig(
         do_sample=True,
         temperature=0.8,
         top_k=50,
@@ -50,12 +66,6 @@ def save_model_folder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    with _quiet():
-        model.save_pretrained(partial)
-    save_tokenizer(tokenizer, partial)
-    replace_folder(partial, folder)
-    return folder
 
 
 def replace_folder(new: Path, folder: Path) -> None:
@@ -125,7 +135,7 @@ def load_model_folder(
     else:
         at = _at_commit(model, revision)
     try:
-        with _quiet():
+        with quiet():
             network = AutoModelForCausalLM.from_pretrained(
                 model, trust_remote_code=trust_remote_code, dtype=dtype, **at
             )
@@ -182,7 +192,7 @@ def _at_commit(model: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision or "main", "local_files_only": True}
 
 
-class _quiet:
+class quiet:
     """Without transformers' own progress bars, which would run through ours."""
 
     def __enter__(self) -> None:

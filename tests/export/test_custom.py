@@ -1,0 +1,62 @@
+import os
+import subprocess
+import sys
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from tinystories_slm import TinyStoriesForCausalLM, TinyStoriesModel
+
+STRANGER = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tinystories_slm":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+folder, saved = sys.argv[1:]
+trust = {"trust_remote_code": True}
+model = AutoModelForCausalLM.from_pretrained(folder, **trust)
+expected = torch.load(saved)
+assert torch.equal(model(expected["input_ids"]).logits, expected["logits"])
+assert AutoConfig.from_pretrained(folder, **trust).family == "modern"
+assert type(AutoModel.from_pretrained(folder, **trust)).__name__ == "TinyStoriesModel"
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+assert tokenizer("fox").input_ids == expected["fox"]
+told = pipeline("text-generation", model=folder, **trust)("A fox", max_new_tokens=5)
+assert told[0]["generated_text"].startswith("A fox")
+print("loaded by", type(model).__module__.split(".")[0])
+"""
+
+
+def test_a_stranger_loads_it_with_nothing_but_transformers(exported, original, input_ids, tmp_path):
+    family = "modern"
+    folder = exported(family, "custom")
+    fox = AutoTokenizer.from_pretrained(folder)("fox").input_ids
+    saved = {"input_ids": input_ids, "logits": original(family)(input_ids).logits, "fox": fox}
+    torch.save(saved, tmp_path / "saved.pt")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "saved.pt")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+
+    assert done.stdout.strip() == "loaded by transformers_modules", done.stderr
+
+
+def test_where_the_package_is_installed_no_code_needs_trust(exported, original, input_ids):
+    folder = exported("gpt with biases", "custom")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    assert type(model) is TinyStoriesForCausalLM
+    assert type(AutoModel.from_pretrained(folder)) is TinyStoriesModel
+    assert torch.equal(model(input_ids).logits, original("gpt with biases")(input_ids).logits)

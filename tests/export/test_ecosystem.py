@@ -1,0 +1,149 @@
+"""Tools that people already have, on exports: `transformers serve`, PEFT and TRL (extras serve, finetune)."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from tinystories_slm import TinyStoriesForCausalLM
+from tinystories_slm.export import ExportArgs, export
+from tinystories_slm.model_folder import save_model_folder
+
+PROMPT = "<|endoftext|>Once upon a time"
+FORMS = [("modern", "custom"), ("modern, qk_norm, untied", "native"), ("gpt", "native")]
+STORIES = ["Once upon a time, a little fox went home.<|endoftext|>", "Lily was happy. Everyone was happy."]
+
+
+def test_transformers_serve_streams_the_greedy_story_and_stops(story_tokenizer, tmp_path):
+    pytest.importorskip("fastapi", reason="pip install 'tinystories_slm[serve]'")
+    # A model that knows one story by heart: others tell halves of UTF-8 letters, which do not stream well.
+    text = "Once upon a time, a fox went home. He was happy."
+    model = learned_by_heart(text, story_tokenizer)
+    save_model_folder(model, story_tokenizer, tmp_path / "best")
+    folder = export(ExportArgs(model=str(tmp_path / "best"), format="native", output=tmp_path / "native"))
+    body = {"model": str(folder), "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "stream": True}
+
+    with _serving(folder) as url:
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.headers["Content-Type"].startswith("text/event-stream")
+            lines = [line.decode().removeprefix("data: ").strip() for line in answer]
+    chunks = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(chunks) > 3
+    told = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert PROMPT + told == "<|endoftext|>" + text
+    ids = story_tokenizer(PROMPT, return_tensors="pt")
+    native = AutoModelForCausalLM.from_pretrained(folder)
+    greedy = native.generate(**ids, max_new_tokens=60, do_sample=False)[0]
+    assert story_tokenizer.decode(greedy) == "<|endoftext|>" + text + "<|endoftext|>"
+
+
+@pytest.mark.parametrize(("family", "format"), FORMS)
+def test_a_lora_learns_and_is_read_back(family, format, exported, tmp_path):
+    peft = pytest.importorskip("peft", reason="pip install 'tinystories_slm[finetune]'")
+    folder = exported(family, format)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    ids = AutoTokenizer.from_pretrained(folder)(STORIES[0], return_tensors="pt").input_ids
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert 0 < sum(map(torch.numel, trained)) < sum(map(torch.numel, model.parameters())) / 2
+
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(2):
+        loss = model(ids, labels=ids).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+    assert not torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(("family", "format"), FORMS[:2])
+def test_supervised_fine_tuning_takes_a_step(family, format, exported, tmp_path):
+    trl = pytest.importorskip("trl", reason="pip install 'tinystories_slm[finetune]'")
+    from datasets import Dataset
+
+    folder = exported(family, format)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path / "sft"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        max_length=48,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stories = Dataset.from_dict({"text": STORIES})
+    trainer = trl.SFTTrainer(model, args=settings, train_dataset=stories, processing_class=tokenizer)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+    trainer.save_model(str(tmp_path / "tuned"))
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    ids = tokenizer(STORIES[0], return_tensors="pt").input_ids
+    assert type(tuned) is type(AutoModelForCausalLM.from_pretrained(folder))
+    assert torch.equal(tuned.eval()(ids).logits, model.eval()(ids).logits)
+
+
+def learned_by_heart(text: str, tokenizer: PreTrainedTokenizerFast) -> TinyStoriesForCausalLM:
+    model = tiny_model(vocab_size=len(tokenizer), scale=1.0, family="modern", qk_norm=True)
+    ids = torch.tensor([[0, *tokenizer(text).input_ids, 0]])
+    assert ids.shape[1] <= model.config.max_position_embeddings
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.1
+    return model
+
+
+@contextmanager
+def _serving(folder: Path) -> Iterator[str]:
+    """The address of a `transformers serve` of `folder`, a process of its own."""
+    command = "from transformers.cli.transformers import main; main()"
+    log = subprocess.Popen(
+        [sys.executable, "-c", command, "serve", "--host=127.0.0.1", "--port=0", "--device=cpu", str(folder)],
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        lines = []
+        for line in log.stdout:
+            lines.append(line)
+            if address := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                yield address[1]
+                return
+        raise AssertionError("".join(lines))
+    finally:
+        log.terminate()
+        log.communicate(timeout=60)

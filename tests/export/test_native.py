@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+
+CLASSES = {
+    "gpt": "GPT2LMHeadModel",
+    "gpt with biases": "GPT2LMHeadModel",
+    "modern": "LlamaForCausalLM",
+    "modern, grouped queries": "LlamaForCausalLM",
+    "modern, qk_norm, untied": "Qwen3ForCausalLM",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_is_a_class_of_transformers_equal_to_the_bit(family, exported, original, input_ids):
+    folder = exported(family, "native")
+    ours = original(family)
+    for dtype in (torch.float32, torch.bfloat16):
+        native = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        assert type(native).__name__ == CLASSES[family]
+        assert type(native).__module__.startswith("transformers.models.")
+        assert torch.equal(native(input_ids).logits, ours.to(dtype)(input_ids).logits)
+        ours = ours.to(torch.float32)
+    assert not list(folder.glob("*.py")) and "auto_map" not in (folder / "config.json").read_text()
+    tied = native.get_input_embeddings().weight.data_ptr() == native.lm_head.weight.data_ptr()
+    assert tied == ours.config.tie_word_embeddings
+
+
+def test_weights_are_stored_in_the_type_asked_for(exported, original, input_ids):
+    folder = exported("modern", "native", dtype="bfloat16")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    native = AutoModelForCausalLM.from_pretrained(folder)
+
+    assert native.dtype == torch.bfloat16 and native.model.rotary_emb.inv_freq.dtype == torch.float32
+    rounded = type(original("modern"))(original("modern").config)
+    rounded.load_state_dict(original("modern").state_dict())
+    assert torch.equal(native(input_ids).logits, rounded.to(torch.bfloat16)(input_ids).logits)
+
+
+def test_the_config_means_the_same_to_transformers_4(exported):
+    config = json.loads((exported("modern", "native") / "config.json").read_text())
+    tokenizer = json.loads((exported("modern", "native") / "tokenizer_config.json").read_text())
+
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50_000.0
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("format", ["custom", "native", "gguf"])
+def test_defaults_say_how_to_sample_and_where_to_stop_but_not_how_long(format, exported, best):
+    folder = exported("modern", format)
+    defaults = GenerationConfig.from_pretrained(folder)
+
+    assert (defaults.do_sample, defaults.temperature, defaults.top_k, defaults.top_p) == (True, 0.8, 50, 0.95)
+    assert defaults.eos_token_id == defaults.pad_token_id == 0
+    assert defaults.max_new_tokens is None and defaults.max_length is None
+    learned = GenerationConfig.from_pretrained(exported("gpt", format))
+    assert learned.max_new_tokens is None and learned.max_length == 48  # past them there is no position
+    text = "Zoë and the 🦊  met   <|endoftext|>"
+    tokenizers = [
+        AutoTokenizer.from_pretrained(path, trust_remote_code=False) for path in (folder, best("modern"))
+    ]
+    assert tokenizers[0](text).input_ids == tokenizers[1](text).input_ids
+
+
+def test_generate_and_pipeline_stop_at_the_end_of_text(exported):
+    model = AutoModelForCausalLM.from_pretrained(exported("modern, qk_norm, untied", "native"))
+    tokenizer = AutoTokenizer.from_pretrained(exported("modern, qk_norm, untied", "native"))
+    ids = tokenizer("Once upon a time", return_tensors="pt")
+    hidden = model.model(**ids).last_hidden_state[0, -1]
+    with torch.no_grad():
+        model.lm_head.weight[0] = 100 * hidden  # after this prompt the end is certain
+
+    assert model.generate(**ids, max_new_tokens=20)[0, ids.input_ids.shape[1] :].tolist() == [0]
+    told = pipeline("text-generation", model=model, tokenizer=tokenizer)(
+        "Once upon a time", max_new_tokens=20
+    )
+    assert told[0]["generated_text"] == "Once upon a time"

@@ -1,0 +1,173 @@
+"""`native`: the same weights as transformers' own GPT-2, Llama or Qwen3, which every tool knows."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
+from tinystories_slm.export.checks import Check, ExportError, compare, require_equal, require_same_ids
+from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.model_folder import generation_defaults
+
+
+def export_native(
+    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> list[Check]:
+    """Fill `folder` with what `from_pretrained(folder)` loads without any code of this project.
+
+    Raises:
+        ExportError: the folder, loaded again, has other logits (by a single bit), greedy story or token
+            ids, in float32 or bfloat16.
+    """
+    native = native_model(model)
+    native.generation_config = generation_defaults(model, tokenizer)
+    native.save_pretrained(folder)
+    _also_for_transformers_4(folder / "config.json")
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    save_tokenizer(tokenizer, folder)
+
+    require_same_ids("native", tokenizer, load_tokenizer(str(folder)))
+    # Not float16: there the CPU multiplies one matrix of queries, keys and values otherwise than three.
+    return [
+        _check(model, type(native), tokenizer, folder, dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
+def native_model(model: TinyStoriesForCausalLM) -> PreTrainedModel:
+    """`model` as a `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen3ForCausalLM`, in evaluation mode.
+
+    To be saved, or run in float32: in other types its rotary table is rounded, which that of a model
+    loaded from disk is not.
+    """
+    config = model.config
+    if config.family == "gpt":
+        native = GPT2LMHeadModel(_gpt2_config(config))
+        weights = _gpt2_weights(model)
+    else:
+        native = (Qwen3ForCausalLM if config.qk_norm else LlamaForCausalLM)(_modern_config(config))
+        weights = model.state_dict()
+    native.load_state_dict(weights, strict=True)
+    return native.to(model.dtype).eval()
+
+
+def _gpt2_config(config: TinyStoriesConfig) -> GPT2Config:
+    return GPT2Config(
+        n_positions=config.max_position_embeddings,
+        n_embd=config.hidden_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_inner=config.intermediate_size,
+        activation_function=config.hidden_act,
+        layer_norm_epsilon=config.norm_eps,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        **_shared_settings(config),
+    )
+
+
+def _modern_config(config: TinyStoriesConfig) -> LlamaConfig | Qwen3Config:
+    settings = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": dict(config.rope_parameters),
+        "attention_bias": config.bias,
+        "attention_dropout": config.dropout,
+        **_shared_settings(config),
+    }
+    return Qwen3Config(**settings) if config.qk_norm else LlamaConfig(**settings, mlp_bias=config.bias)
+
+
+def _shared_settings(config: TinyStoriesConfig) -> dict[str, object]:
+    names = (
+        "vocab_size",
+        "initializer_range",
+        "tie_word_embeddings",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    return {name: getattr(config, name) for name in names}
+
+
+def _gpt2_weights(model: TinyStoriesForCausalLM) -> dict[str, Tensor]:
+    """GPT-2's state dict: matrices stored (in, out), queries, keys and values in one, always a bias."""
+    base = model.model
+    weights = {
+        "transformer.wte.weight": base.embed_tokens.weight,
+        "transformer.wpe.weight": base.embed_positions.weight,
+        "lm_head.weight": model.lm_head.weight,
+        **_with_bias("transformer.ln_f", base.norm),
+    }
+    for i, layer in enumerate(base.layers):
+        attention, mlp, block = layer.self_attn, layer.mlp, f"transformer.h.{i}"
+        weights |= _with_bias(f"{block}.ln_1", layer.input_layernorm)
+        weights |= _with_bias(f"{block}.ln_2", layer.post_attention_layernorm)
+        weights |= _conv1d(f"{block}.attn.c_attn", attention.q_proj, attention.k_proj, attention.v_proj)
+        weights |= _conv1d(f"{block}.attn.c_proj", attention.o_proj)
+        weights |= _conv1d(f"{block}.mlp.c_fc", mlp.up_proj)
+        weights |= _conv1d(f"{block}.mlp.c_proj", mlp.down_proj)
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _with_bias(name: str, norm: nn.LayerNorm) -> dict[str, Tensor]:
+    # Adding a zero is exact, so a model without biases is a GPT-2 whose biases are zero.
+    bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+    return {f"{name}.weight": norm.weight, f"{name}.bias": bias}
+
+
+def _conv1d(name: str, *linears: nn.Linear) -> dict[str, Tensor]:
+    biases = [
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        for linear in linears
+    ]
+    weight = torch.cat([linear.weight for linear in linears]).t().contiguous()  # (in, out)
+    return {f"{name}.weight": weight, f"{name}.bias": torch.cat(biases)}
+
+
+def _also_for_transformers_4(path: Path) -> None:
+    """Repeat the base of the rotary angles under the name that transformers 4 and vLLM read.
+
+    Without it they take 10,000, whatever the model was trained with.
+    """
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("rope_parameters"):
+        settings["rope_theta"] = settings["rope_parameters"]["rope_theta"]
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check(
+    model: TinyStoriesForCausalLM,
+    native_class: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+) -> Check:
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    if type(again) is not native_class:
+        raise ExportError(f"{folder} loads as {type(again).__name__}, not as {native_class.__name__}")
+    ours = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
+    name = f"{native_class.__name__}, {str(dtype).removeprefix('torch.')}"
+    return require_equal(compare(name, ours, again, tokenizer))
