@@ -1,0 +1,139 @@
+"""Export models in every form and record how far each is from the model.
+
+    python benchmarks/exports.py --model runs/quickstart/best --model runs/9m_cpu/best
+
+Writes benchmarks/results/exports.json and the table in docs/exports.md: per model, form and reader the
+largest difference of a logit, whether 64 greedy tokens are the same, and the size. Rows of llama.cpp and
+of forms whose packages are missing are left out, and named.
+"""
+
+import argparse
+import json
+import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from preset import ROOT, machine
+from transformers import PreTrainedTokenizerBase
+
+from tinystories_slm.export import ExportArgs, export
+from tinystories_slm.export.checks import Check, greedy_ids, probe_ids, story_start
+from tinystories_slm.model import TinyStoriesForCausalLM
+from tinystories_slm.model_folder import load_model_folder
+
+RESULT = ROOT / "benchmarks" / "results" / "exports.json"
+PAGE = ROOT / "docs" / "exports.md"
+BEGIN, END = "<!-- table: python benchmarks/exports.py -->", "<!-- end of table -->"
+FORMS = (
+    {"format": "custom"},
+    {"format": "native"},
+    {"format": "gguf", "quantization": "f32"},
+    {"format": "gguf", "quantization": "f16"},
+    {"format": "gguf", "quantization": "q8_0"},
+    {"format": "onnx"},
+)
+PACKAGES = ("torch", "transformers", "gguf", "llama_cpp_python", "onnxruntime")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, action="append", help="model folder; repeatable")
+    args = parser.parse_args()
+    forms = [form for form in FORMS if find_spec(f"tinystories_slm.export.{form['format']}")]
+    with_llama_cpp = find_spec("llama_cpp") is not None
+    rows = []
+    for name in args.model:
+        model, tokenizer = load_model_folder(name, device="cpu")
+        for form in forms:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = export(ExportArgs(model=name, output=Path(scratch) / "export", **form))
+                checks = [
+                    Check(**check) for check in json.loads((folder / "export.json").read_text())["checks"]
+                ]
+                if form["format"] == "gguf":
+                    checks = checks[1:]  # the first is against weights that are rounded alike
+                    if with_llama_cpp:
+                        checks.append(llama_cpp_check(model, tokenizer, folder, form["quantization"]))
+                rows += [row(name, model, form["format"], folder, check) for check in checks]
+    result = {
+        "command": "python benchmarks/exports.py"
+        + "".join(f" --model runs/{Path(name).parent.name}/best" for name in args.model),
+        "machine": machine(),
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name.removesuffix("_python"))},
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{after}", encoding="utf-8")
+    print(table(rows))
+    if not with_llama_cpp:
+        print("without llama.cpp: llama_cpp is not installed (docs/exports.md has the command)")
+
+
+def row(name: str, model: TinyStoriesForCausalLM, format: str, folder: Path, check: Check) -> dict:
+    """One line of the table; the size is that of the weights' file."""
+    files = [folder / check.file] if check.file else [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        "model": f"{Path(name).parent.name} ({model.config.family})",
+        "form": format,
+        "loaded as": check.name.removesuffix(", with the model").replace("gguf ", "transformers, "),
+        "max_difference": check.max_difference,
+        "same_text": check.same_text,
+        "MB": round(max(file.stat().st_size for file in files) / 1e6, 2),
+    }
+
+
+@torch.no_grad()
+def llama_cpp_check(
+    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, quantization: str
+) -> Check:
+    """The same comparison as the export's own, with llama.cpp computing."""
+    import llama_cpp
+
+    llama = llama_cpp.Llama(
+        str(folder / "model.gguf"),
+        n_ctx=model.config.max_position_embeddings,
+        logits_all=True,
+        verbose=False,
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
+    )
+    ids = probe_ids(model, tokenizer)
+    differences = []
+    for text in ids:
+        llama.reset()
+        llama.eval(text.tolist())
+        logits = torch.from_numpy(np.array(llama.scores[: len(text)]))
+        differences.append((logits - model(text[None]).logits[0]).abs().max().item())
+    start = story_start(tokenizer)
+    ours = greedy_ids(model, start, ids.shape[1])
+    llama.reset()
+    told = list(start)
+    for token in llama.generate(start, temp=0.0):
+        told.append(token)
+        if token == tokenizer.eos_token_id or len(told) == ids.shape[1]:
+            break
+    llama.close()
+    return Check(name=f"llama.cpp, {quantization}", max_difference=max(differences), same_text=told == ours)
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| model | form | loaded as | largest logits difference | greedy story | MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        text = "the same" if one["same_text"] else "another"
+        lines.append(
+            f"| {one['model']} | {one['form']} | {one['loaded as']} | {one['max_difference']:.2g} | {text} "
+            f"| {one['MB']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
