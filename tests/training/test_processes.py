@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_two_processes_train_what_one_does(tiny_run, tmp_path):
         assert values == pytest.approx(alone[name], rel=1e-4), name
 
 
-def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, tmp_path):
+def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, tmp_path, fault):
     flags = ("--train.per_device_batch_size", "4", "--train.optimizer", "muon")
     config = tiny_run(*flags)
     save_config(config, tmp_path / "config.yaml")
@@ -112,9 +113,28 @@ def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, t
     assert len(resumed["train/loss"]) == 12
     for name, values in resumed.items():
         assert values == pytest.approx(whole[name], rel=1e-3), name
+    fault(
+        "SIGKILL to one of two processes",
+        "the launcher ends the other and says so; the checkpoint is whole, and goes on in one process",
+    )
 
 
-def test_a_job_that_slurm_signals_saves_and_goes_on(tiny_run, tmp_path):
+def test_a_run_of_one_process_goes_on_in_two(tiny_run, tmp_path):
+    config = tiny_run("--train.per_device_batch_size", "4", "--train.keep_checkpoints", "3")
+    whole = curves(train(config))
+    for step in (8, 12):
+        shutil.rmtree(config.output_dir / "checkpoints" / f"step_{step:06d}")
+    save_config(config, tmp_path / "config.yaml")
+    done = launch(CPU_2, TRAIN, tmp_path / "config.yaml")
+
+    assert done.returncode == 0, done.stderr
+    assert "on: 2 processes" in done.stderr and "resumed at step 4" in done.stderr
+    resumed = curves(config.output_dir)
+    for name, values in whole.items():
+        assert resumed[name] == pytest.approx(values, rel=1e-3), name
+
+
+def test_a_job_that_slurm_signals_saves_and_goes_on(tiny_run, tmp_path, fault):
     config = tiny_run("--train.per_device_batch_size", "4")
     save_config(config, tmp_path / "config.yaml")
     (tmp_path / "scripts").mkdir()
@@ -139,6 +159,10 @@ def test_a_job_that_slurm_signals_saves_and_goes_on(tiny_run, tmp_path):
     resumed = curves(train(config))["train/loss"]
     whole = curves(train(tiny_run("--train.per_device_batch_size", "4", name="whole")))["train/loss"]
     assert len(resumed) == 12 and resumed == pytest.approx(whole, rel=1e-4)
+    fault(
+        "Slurm's SIGUSR1 before the time limit, two processes",
+        "both finish the step, one checkpoint; the requeued job goes on from it",
+    )
 
 
 def test_what_the_first_process_is_refused_ends_every_process(tiny_run, tmp_path):
