@@ -1,0 +1,114 @@
+"""A finished run with every file that a run may have, and a Hub on this machine to push it to."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hub.loopback import LoopbackHub
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+
+from tinystories_slm.config import parse_config
+from tinystories_slm.training import train
+
+TOKEN = "hf_tester_may_write"
+
+EVALUATION = {
+    "loss": 1.23456,
+    "perplexity": 3.437,
+    "bits_per_byte": 0.4321,
+    "accuracy": 0.567,
+    "num_stories": 8,
+    "num_tokens": 99,
+    "num_bytes": 400,
+}
+ENVIRONMENT = {
+    "hardware": "An Abacus, 2 cores, 24 GB",
+    "device": "cpu",
+    "num_processes": 1,
+    "mixed_precision": "bf16",
+    "compile": False,
+    "packages": {"python": "3.11.2", "torch": "2.13.0", "tinystories_slm": "0.7.8"},
+}
+STORY = {
+    "prompt": "Once upon a time",
+    "story": "Once upon a time, a fox.\n\nThe end.",
+    "model": "runs/tales/best",
+    "seed": 3,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 0.95,
+    "max_new_tokens": 40,
+    "num_new_tokens": 5,
+    "finished": True,
+}
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """Five steps on a local file, in a folder whose path nobody else is to know."""
+    work = tmp_path_factory.mktemp("a place that is nobody's business")
+    stories = work / "tales.jsonl"
+    stories.write_text("".join(json.dumps({"text": f"The fox saw {i} hens. " * 3}) + "\n" for i in range(80)))
+    flags = ["--config=configs/debug.yaml", f"--data.source={stories}", "--data.max_stories=80"]
+    flags += [f"--data.data_dir={work / 'data'}", f"--output_dir={work / 'tales'}", "--train.max_steps=5"]
+    return train(parse_config([*flags, "--tokenizer.vocab_size=300", "--data.seq_len=32"]))
+
+
+@pytest.fixture
+def run_dir(finished_run, tmp_path) -> Path:
+    """As training leaves it."""
+    return shutil.copytree(finished_run, tmp_path / "tales")
+
+
+@pytest.fixture
+def whole_run(run_dir) -> Path:
+    """As `make story` leaves it, evaluated and with stories told."""
+    return complete(run_dir)
+
+
+def complete(run_dir: Path) -> Path:
+    (run_dir / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (run_dir / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (run_dir / "stories.jsonl").write_text(json.dumps(STORY) + "\n")
+    return run_dir
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[LoopbackHub]:
+    """An empty Hub that this process speaks to as its user `tester`."""
+    with LoopbackHub() as hub, connected(hub, tmp_path / "cache"):
+        yield hub
+
+
+class connected:
+    """Context in which huggingface_hub means `hub` and an empty cache; it reads the environment only once."""
+
+    def __init__(self, hub: LoopbackHub, cache: Path) -> None:
+        self.hub, self.cache = hub, cache
+
+    def __enter__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        url = self.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": self.hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(self.cache),
+            "HF_TOKEN_PATH": str(self.cache / "no token"),
+        }.items():
+            self.patch.setattr(constants, name, value)
+        self.patch.setenv("HF_TOKEN", TOKEN)
+        # A request that fails is tried again after seconds; here at once.
+        patient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+        self.patch.setattr(_http, "time", patient)
+        _http.close_session()
+
+    def __exit__(self, *exc: object) -> None:
+        self.patch.undo()
+        _http.close_session()
