@@ -102,6 +102,14 @@ def test_figures_and_stories_of_another_model_are_not_this_ones(whole_run):
     assert "Evaluation" not in text and "Stories it told" not in text
 
 
+def test_of_many_stories_three_are_in_the_card(whole_run):
+    lines = [json.dumps(STORY | {"seed": seed}) for seed in range(9)]
+    (whole_run / "stories.jsonl").write_text("\n".join(lines))
+    text = card_of(whole_run)
+    assert "The first 3 of the run's `stories.jsonl`" in text
+    assert [seed for seed in range(9) if f"seed {seed}:" in text] == [0, 1, 2]
+
+
 def test_the_grammars_entropy_stands_beside_the_loss(whole_run):
     change(whole_run / "evaluation.json", entropy=0.1794, entropy_bits_per_byte=0.0672)
     assert "own entropy on these stories\nis 0.1794 nats per token (0.0672 bits" in card_of(whole_run)
@@ -159,3 +167,12 @@ def test_stories_of_any_letters_leave_the_card_whole(whole_run):
     assert read[-len(NASTY) :] == [" ".join(line.split()) for line in NASTY]
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     assert headings[-4:] == ["Stories it told", "Limits and bias", "Hardware and time", "Origin"]
+
+
+def test_a_figure_that_is_missing_or_no_number_is_left_out(whole_run):
+    (whole_run / "evaluation.json").write_text('{"loss": 1.5, "perplexity": null, "accuracy": NaN}')
+    text = card_of(whole_run)
+    assert "| loss, nats per token | 1.5000 |" in text
+    assert [result.metric_type for result in ModelCard(text).data.eval_results] == ["loss"]
+    for name in ("perplexity", "accuracy", "bits", "bytes"):
+        assert name not in text.split("## Evaluation")[1].split("## Stories")[0].replace("bytes +", ""), name

@@ -53,7 +53,7 @@ def test_one_commit_holds_the_listed_files_and_no_other(hub, whole_run, capsys):
     assert (
         repository.head.files["model.safetensors"].data == (whole_run / "best/model.safetensors").read_bytes()
     )
-    assert "16 files are new" in capsys.readouterr().out
+    assert "new or changed: 16 of 16 files" in capsys.readouterr().out
 
 
 def test_a_second_push_of_the_same_run_changes_nothing(hub, whole_run, capsys):
@@ -68,7 +68,7 @@ def test_a_second_push_of_the_same_run_changes_nothing(hub, whole_run, capsys):
 
     (whole_run / "samples.md").write_text("one more story")
     assert push(args_of(whole_run)) != first
-    assert "1 files are new or have changed" in capsys.readouterr().out
+    assert "new or changed: 1 of 16 files" in capsys.readouterr().out
 
 
 def test_both_forms_have_the_native_one_in_a_folder(hub, whole_run):

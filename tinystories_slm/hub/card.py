@@ -23,6 +23,7 @@ DATA_LICENSES = {
     "roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)",
     BUILTIN: "MIT, as the package that tells them",
 }
+_NUM_STORIES = 3
 _METRICS = {
     "loss": "nats per token",
     "perplexity": "perplexity",
@@ -76,7 +77,7 @@ def render_card(record: Record, publication: Publication) -> str:
         "kit": _kit(record),
         "recipe": _recipe(record),
         "figures": _figures(record.evaluation),
-        "stories": [_story(line) for line in record.stories if "story" in line],
+        "stories": [_story(line) for line in record.stories if "story" in line][:_NUM_STORIES],
         "hardware": _hardware(record),
         "base_model": hub_id(record.config.get("train", {}).get("init_from")),
         **_use(publication),

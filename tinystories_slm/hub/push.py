@@ -104,7 +104,7 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
                 "let it in there and push again"
             )
         print(_listing(folder, changed))
-        print(f"{len(changed)} files are new or have changed, {len(files) - len(changed)} are as they were")
+        print(f"new or changed: {len(changed)} of {len(files)} files")
     else:
         print(f"nothing has changed: {args.repo_id} holds these {len(files)} files already")
     if args.revision and not tagged:
