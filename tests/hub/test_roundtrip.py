@@ -22,6 +22,7 @@ from tinystories_slm.cli import parse
 from tinystories_slm.errors import InputError
 from tinystories_slm.evaluation.report import EvaluateArgs, evaluate
 from tinystories_slm.generation.command import GenerateArgs, generate
+from tinystories_slm.hub.card import write_card
 from tinystories_slm.hub.push import PushArgs, push
 from tinystories_slm.model_folder import load_model_folder
 
@@ -96,12 +97,12 @@ def scale_up(run_dir: Path) -> None:
 
 
 FRESH = """
-import json, sys
+import json, os, sys
 sys.modules["tinystories_slm"] = None  # not installed here
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
-text, commit, blocks = json.load(sys.stdin)
+text, commit, blocks, best = json.load(sys.stdin)
 logits, seen = {}, {}
 for revision in ("main", "v1", commit):
     where = {"revision": revision, "cache_dir": f"cache-{revision}"}
@@ -122,6 +123,8 @@ torch.save(logits, "logits.pt")
 tell = pipeline("text-generation", model="tester/tales", revision="v1", trust_remote_code=True)
 seen["pipeline"] = tell(text, max_new_tokens=5, do_sample=False)[0]["generated_text"]
 for block in blocks:
+    if 'model_id = "."' in block:
+        os.chdir(best)
     exec(block, {})
 print(json.dumps(seen))
 """
@@ -137,15 +140,16 @@ def fresh(published) -> tuple[dict, dict, list[str]]:
             repository.head.files["README.md"].data.decode(),
             published.hub.repositories["tester/PLAIN"].head.files["README.md"].data.decode(),
             DOCS.replace("USER/NAME", "tester/tales").replace("USER/", "tester/"),
+            write_card(published.run_dir).read_text(encoding="utf-8"),
         )
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     ]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     abroad = published.work / "abroad"
     abroad.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", FRESH],
-        input=json.dumps([TEXT, repository.tags["v1"], blocks]),
+        input=json.dumps([TEXT, repository.tags["v1"], blocks, str(published.run_dir / "best")]),
         cwd=abroad, env=published.environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -180,7 +184,7 @@ def test_a_fresh_process_computes_the_same_by_branch_tag_and_commit(published, f
 def test_the_pipeline_and_the_lines_of_the_cards_and_the_docs_tell_stories(fresh):
     seen, _, told = fresh
     assert seen["pipeline"].startswith(TEXT)
-    assert "\n".join(told).count("Once upon a time") == 3
+    assert "\n".join(told).count("Once upon a time") == 4
 
 
 def test_every_command_of_the_docs_is_one_that_is_run_here():
