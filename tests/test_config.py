@@ -165,5 +165,9 @@ def test_help_states_defaults_and_units(script):
 
     assert done.returncode == 0
     assert "default: " in done.stdout
-    expected = {"generate.py": "Tokens added to the prompt", "evaluate.py": "Stories scored"}
+    expected = {
+        "generate.py": "Tokens added to the prompt",
+        "evaluate.py": "Stories scored",
+        "report.py": "Run folder",
+    }
     assert expected.get(script, "Optimizer steps of linear warm-up") in " ".join(done.stdout.split())

@@ -126,6 +126,8 @@ class TrainArgs:
     """Newest checkpoints kept."""
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""
+    tracker: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
+    """Where the lines of metrics.jsonl go as well, through Accelerate; files go under `output_dir`."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Type of the matrix products; `auto` is bf16 where the hardware multiplies it natively, else `no`."""
     compile: bool = False

@@ -18,7 +18,7 @@ from tinystories_slm.generation import Sampling, begin, generate_stories, tell_s
 from tinystories_slm.generation.command import PROMPT, write_stories
 from tinystories_slm.hub.card import write_card
 from tinystories_slm.model_folder import load_model_folder
-from tinystories_slm.training import finished, train
+from tinystories_slm.training import finished, train, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def story(config: RunConfig) -> str:
         evaluation_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _tell_for_the_card(model, tokenizer, config.output_dir)
         write_card(config.output_dir)
+        write_report(config.output_dir)  # once more, with the evaluation
     report = json.loads(evaluation_path.read_text(encoding="utf-8"))
     seed = secrets.randbelow(10_000)
     [text] = generate_stories(model, tokenizer, [PROMPT], temperature=TEMPERATURE, seed=seed)

@@ -36,8 +36,8 @@ def test_a_run_folder_explains_itself(tiny_run):
 
     assert load_config(run_dir / "config.yaml") == config
     assert sorted(path.name for path in run_dir.iterdir()) == [
-        "best", "checkpoints", "config.yaml", "last", "loss.png", "manifest.json", "metrics.jsonl",
-        "run.lock", "samples.md",
+        "best", "checkpoints", "config.yaml", "environment.json", "last", "loss.png", "manifest.json",
+        "metrics.jsonl", "report.html", "run.lock", "samples.md",
     ]  # fmt: skip
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [
         "step_000008",
@@ -49,7 +49,7 @@ def test_a_run_folder_explains_itself(tiny_run):
     assert all(line["tokens"] == line["step"] * 8 * 32 for line in lines)
     assert set(logged[0]) == {
         "step", "tokens", "seconds", "train/loss", "train/lr", "train/grad_norm",
-        "train/tokens_per_second", "train/skipped_steps",
+        "train/tokens_per_second", "train/mfu", "train/skipped_steps",
     }  # fmt: skip
     assert logged[0]["train/lr"] == pytest.approx(5e-3) and logged[1]["train/lr"] == pytest.approx(1e-2)
     assert list(series(run_dir, "val/loss")) == [4, 8, 12]

@@ -1,6 +1,9 @@
+import pytest
 from matplotlib.figure import Figure
 
-from tinystories_slm.training.tracking import RunRecord, read_metrics
+from tinystories_slm.training import tracking
+from tinystories_slm.training.record import read_metrics
+from tinystories_slm.training.tracking import RunRecord
 
 
 def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
@@ -30,6 +33,7 @@ def test_other_processes_write_nothing(tmp_path):
 def test_the_plot_shows_what_was_logged_and_the_entropy(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.update(figure=figure, path=path))
+    monkeypatch.setattr(tracking, "write_report", lambda run_dir: drawn.update(report=run_dir))
     record = RunRecord(tmp_path, entropy=0.25)
     for step, loss in ((1, 4.0), (2, 2.0), (3, 1.0)):
         record.log({"train/loss": loss}, step=step, tokens=step)
@@ -41,3 +45,21 @@ def test_the_plot_shows_what_was_logged_and_the_entropy(tmp_path, monkeypatch):
     assert lines["validation"] == [[3, 1.5]]
     assert {y for _, y in lines["the corpus's entropy"]} == {0.25}
     assert drawn["path"] == tmp_path / "loss.png"
+    assert drawn["report"] == tmp_path
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run_and_a_full_disk_does(
+    tmp_path, monkeypatch, caplog
+):
+    record = RunRecord(tmp_path)
+    record.log({"train/loss": 1.0}, step=1, tokens=1)
+    failures = iter([ZeroDivisionError("a fault of ours"), OSError("No space left on device")])
+
+    def fail(run_dir):
+        raise next(failures)
+
+    monkeypatch.setattr(tracking, "write_report", fail)
+    record.plot()
+    assert "report.html could not be drawn; the run goes on" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        record.plot()

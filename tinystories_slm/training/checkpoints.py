@@ -36,6 +36,7 @@ _FREE_TO_CHANGE = {
     "data.num_workers",
     "train.resume",
     "train.log_every",
+    "train.tracker",
     "train.eval_every",
     "train.eval_stories",
     "train.save_every",

@@ -12,12 +12,12 @@ from tinystories_slm.model import TinyStoriesConfig
 # What a model folder or a checkpoint holds beside numbers: tokenizer, model code, random states.
 _FOLDER_BYTES = 500_000
 _BYTES_PER_TOKENIZER_ENTRY = 60
-_MEASURING_S = 0.2
+_MEASURING_S = 0.1
 
 
 def num_parameters(config: TinyStoriesConfig) -> int:
     """Parameters of the model that `config` describes, without building it; tied matrices count once."""
-    C, L, V = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    C, L = config.hidden_size, config.num_hidden_layers
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
     norm = C * (2 if config.family == "gpt" and config.bias else 1)
@@ -27,9 +27,14 @@ def num_parameters(config: TinyStoriesConfig) -> int:
         block += query + 2 * key_value + C + ups * config.intermediate_size + C
     if config.qk_norm:
         block += 2 * config.head_dim
-    embeddings = V * C * (1 if config.tie_word_embeddings else 2)
-    positions = config.max_position_embeddings * C if config.family == "gpt" else 0
-    return L * block + norm + embeddings + positions
+    head = 0 if config.tie_word_embeddings else _head(config)
+    return L * block + norm + num_embedding_parameters(config) + head
+
+
+def num_embedding_parameters(config: TinyStoriesConfig) -> int:
+    """Those of them that are looked up: of tokens, and in the gpt family of positions."""
+    positions = config.max_position_embeddings if config.family == "gpt" else 0
+    return (config.vocab_size + positions) * config.hidden_size
 
 
 def flops_per_token(config: TinyStoriesConfig, seq_len: int) -> float:
@@ -112,7 +117,7 @@ _OTHER_SILICON = re.compile(r"\b(Laptop|MIG|D|Ti)\b")  # a name in the table, an
 
 
 def peak_flops(device: torch.device, precision: str) -> Peak:
-    """The published dense peak of a known GPU, or what a short matrix product reaches here (< 0.3 s).
+    """The published dense peak of a known GPU, or what a short matrix product reaches here (about 0.1 s).
 
     `precision` is `no`, `fp16` or `bf16`, as `resolve_precision` gives it. `no` is float32, or TF32
     where torch is set to compute float32 products in it.
@@ -146,9 +151,14 @@ def _measured_peak(device: torch.device, precision: str) -> Peak:
     began_s = time.perf_counter()
     while time.perf_counter() - began_s < _MEASURING_S:
         best_s = min(best_s, _timed_s(a, b))
-    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else f"this {device.type} device"
+    where = _threads() if device.type == "cpu" else f"this {device.type} device"
     name = str(dtype).removeprefix("torch.")
     return Peak(2 * size**3 / best_s, f"measured: {size} x {size} x {size} product in {name} on {where}")
+
+
+def _threads() -> str:
+    num = torch.get_num_threads()
+    return f"{num} CPU thread{'' if num == 1 else 's'}"
 
 
 def _timed_s(a: torch.Tensor, b: torch.Tensor) -> float:

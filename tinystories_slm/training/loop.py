@@ -147,10 +147,12 @@ def log(run: Run, update: dict[str, float]) -> None:
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return  # every step was skipped; `_count_skipped` has told
+    speed = len(losses) * run.tokens_per_step / run.stopwatch.elapsed_s()
     metrics = {
         "train/loss": math.fsum(finite) / len(finite),
         **{name: value for name, value in update.items() if math.isfinite(value)},
-        "train/tokens_per_second": len(losses) * run.tokens_per_step / run.stopwatch.elapsed_s(),
+        "train/tokens_per_second": speed,
+        "train/mfu": run.utilisation(speed),
         "train/skipped_steps": progress.skipped_steps,
         "seconds": round(progress.seconds, 3),
     }

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -22,8 +22,8 @@ from tinystories_slm.training.precision import resolve_precision
 Decision = TypeVar("Decision")
 
 
-def build_accelerator(args: TrainArgs) -> Accelerator:
-    """All processes of this launch, with `args.batch_size` shared out among them.
+def build_accelerator(args: TrainArgs, **options: Any) -> Accelerator:
+    """All processes of this launch, with `args.batch_size` shared out among them; `options` are Accelerate's.
 
     Raises:
         InputError: the batch cannot be shared out so, or the processes did not find each other.
@@ -51,6 +51,7 @@ def build_accelerator(args: TrainArgs) -> Accelerator:
             num_steps=args.batch_size // per_forward, sync_with_dataloader=False
         ),
         step_scheduler_with_optimizer=False,
+        **options,
     )
     if accelerator.distributed_type == DistributedType.FSDP and args.optimizer == "muon":
         raise InputError(

@@ -1,6 +1,5 @@
 """A run: model, optimizers, data and records, built from the configuration or from a checkpoint."""
 
-import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data import builtin
-from tinystories_slm.data.origin import BUILTIN
-from tinystories_slm.data.prepare import Manifest, open_tokens, prepared
+from tinystories_slm.data.prepare import open_tokens, prepared
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.windows import Windows, read_stories
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -31,15 +28,17 @@ from tinystories_slm.training.checkpoints import (
     newest_intact,
     read_progress,
 )
-from tinystories_slm.training.display import Display, Stopwatch
+from tinystories_slm.training.display import Display, Stopwatch, announce
+from tinystories_slm.training.environment import write_environment
+from tinystories_slm.training.estimate import Peak, flops_per_token, peak_flops, utilisation
 from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.processes import build_accelerator, decided_by_first, main_process_first
+from tinystories_slm.training.record import entropy_per_token
 from tinystories_slm.training.run_folder import claim_run_folder, prepare_run_folder, run_of
 from tinystories_slm.training.signals import StopRequest
+from tinystories_slm.training.trackers import Tracker, tracker_options
 from tinystories_slm.training.tracking import RunRecord
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,6 +59,8 @@ class Run:
     progress: Progress
     record: RunRecord
     display: Display
+    peak: Peak
+    """Of the device of this process."""
     lock: FileLock
     """Of the run folder, held until `close`."""
     started_s: float
@@ -93,6 +94,13 @@ class Run:
         """What the end of the run will take, going by the last evaluation and the last save."""
         return self.evaluation_seconds + self.saving_seconds
 
+    def utilisation(self, tokens_per_second: float) -> float:
+        """Model-FLOP utilisation at this speed; see `estimate.utilisation`."""
+        per_token = flops_per_token(self.model.config, self.config.data.seq_len)
+        return utilisation(
+            tokens_per_second, per_token, self.peak, num_processes=self.accelerator.num_processes
+        )
+
     def due(self, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the end, happens now."""
         return self.progress.step % every == 0 or self.progress.finished
@@ -100,6 +108,7 @@ class Run:
     def close(self) -> None:
         """Give the run folder free."""
         self.display.close()
+        self.record.close()
         self.lock.release()
 
 
@@ -109,7 +118,7 @@ def start_run(config: RunConfig) -> Run:
     Whatever can be wrong is refused before the data are prepared and before anything is overwritten.
     """
     began_s = time.perf_counter()
-    accelerator = build_accelerator(config.train)
+    accelerator = build_accelerator(config.train, **tracker_options(config))
     lock = FileLock(config.output_dir / "run.lock", blocking=False)
     checkpoint = decided_by_first(accelerator, lambda: claim_run_folder(config, lock))
     try:
@@ -155,8 +164,10 @@ def _build_run(
         prepare_run_folder(config, manifest, checkpoint, progress)
     accelerator.wait_for_everyone()
 
+    peak = peak_flops(accelerator.device, accelerator.mixed_precision)
     if accelerator.is_main_process:
-        _announce(config, accelerator, model, manifest, progress)
+        write_environment(config.output_dir, accelerator, compiled=args.compile, peak=peak)
+        announce(config, accelerator, model_config, manifest, peak, step=progress.step)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -170,10 +181,12 @@ def _build_run(
         record=RunRecord(
             config.output_dir,
             step=progress.step,
-            entropy=_entropy(manifest),
+            entropy=entropy_per_token(manifest),
             written=accelerator.is_main_process,
+            tracker=Tracker(accelerator, config, step=progress.step),
         ),
         display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
+        peak=peak,
         lock=lock,
         started_s=began_s - progress.seconds,
     )
@@ -190,44 +203,3 @@ def finished(config: RunConfig) -> bool:
     check_same_run(config, config.output_dir)
     newest = newest_intact(config.output_dir)
     return newest is not None and read_progress(newest).finished
-
-
-def _entropy(manifest: Manifest) -> float | None:
-    """Of the built-in corpus, in nats per token of this vocabulary; null for any other source."""
-    if manifest.source != BUILTIN:
-        return None
-    validation = manifest.splits["validation"]
-    return builtin.entropy() * validation["num_stories"] / validation["num_tokens"]
-
-
-def _announce(
-    config: RunConfig,
-    accelerator: Accelerator,
-    model: TinyStoriesForCausalLM,
-    manifest: Manifest,
-    progress: Progress,
-) -> None:
-    """The arithmetic that a reader would do by hand."""
-    args = config.train
-    num_parameters = model.num_parameters()
-    num_embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    tokens_per_step = args.batch_size * config.data.seq_len
-    train_tokens = manifest.splits["train"]["num_tokens"]
-    logger.info(
-        "model: %s parameters (%s without embeddings), %s family, vocabulary %s",
-        f"{num_parameters:,}", f"{num_parameters - num_embedding:,}", model.config.family,
-        f"{model.config.vocab_size:,}",
-    )  # fmt: skip
-    logger.info(
-        "run: %d steps of %d x %d = %s tokens, %s in all, %.1f x the %s training tokens",
-        args.max_steps, args.batch_size, config.data.seq_len, f"{tokens_per_step:,}",
-        f"{args.max_steps * tokens_per_step:,}", args.max_steps * tokens_per_step / train_tokens,
-        f"{train_tokens:,}",
-    )  # fmt: skip
-    logger.info(
-        "on: %d process%s, %s, mixed precision %s, %d micro-batch%s a step%s",
-        accelerator.num_processes, "" if accelerator.num_processes == 1 else "es", accelerator.device,
-        accelerator.mixed_precision, accelerator.gradient_accumulation_steps,
-        "" if accelerator.gradient_accumulation_steps == 1 else "es",
-        f"; resumed at step {progress.step}" if progress.step else "",
-    )  # fmt: skip

@@ -30,6 +30,7 @@ _RECORDS = (
     "loss.png",
     "report.html",
     "environment.json",
+    "tracker.json",
     "evaluation.json",
     "stories.jsonl",
 )

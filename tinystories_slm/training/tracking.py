@@ -1,32 +1,48 @@
-"""The record of a run: metrics.jsonl, loss.png and samples.md, in optimizer steps and tokens."""
+"""The record of a run: metrics.jsonl, samples.md, loss.png and report.html, in optimizer steps and tokens."""
 
 import json
-import re
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+
+from tinystories_slm.training.record import read_metrics, read_samples
+from tinystories_slm.training.report import write_report
+from tinystories_slm.training.trackers import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 class RunRecord:
     """Appends to the record in `run_dir`; on a resumed run, what came after `step` is dropped first.
 
     With `written` off (every process but the first) the calls do nothing. `entropy`, in nats per
-    token, is the line in the plot that no loss can honestly cross, where the corpus knows it.
+    token, is the line in the plot that no loss can honestly cross, where the corpus knows it. What
+    goes to metrics.jsonl goes to `tracker` as well.
     """
 
     def __init__(
-        self, run_dir: Path, *, step: int = 0, entropy: float | None = None, written: bool = True
+        self,
+        run_dir: Path,
+        *,
+        step: int = 0,
+        entropy: float | None = None,
+        written: bool = True,
+        tracker: Tracker | None = None,
     ) -> None:
         self._written = written
         self._entropy = entropy
+        self._tracker = tracker
+        self._run_dir = run_dir
         self.metrics_path = run_dir / "metrics.jsonl"
         self.samples_path = run_dir / "samples.md"
         self.plot_path = run_dir / "loss.png"
         if written:
+            if tracker:
+                tracker.catch_up(read_metrics(self.metrics_path), step=step)
             self._forget_after(step)
 
     def log(self, metrics: Mapping[str, float], *, step: int, tokens: int) -> None:
@@ -35,19 +51,34 @@ class RunRecord:
             return
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "tokens": tokens, **metrics}) + "\n")
+        if self._tracker:
+            self._tracker.log({"tokens": tokens, **metrics}, step=step)
 
     def sample(self, story: str, *, step: int) -> None:
         """One story of samples.md."""
         if not self._written:
             return
         with self.samples_path.open("a", encoding="utf-8") as file:
-            quoted = "\n".join(f"> {line}".rstrip() for line in story.splitlines())
-            file.write(f"## step {step}\n\n{quoted}\n\n")
+            file.write(_section(step, story))
 
     def plot(self) -> None:
-        """Redraw loss.png from metrics.jsonl: training and validation loss over steps."""
+        """Make loss.png and report.html anew from the files of the run so far."""
         if not self._written:
             return
+        try:
+            self._draw_loss()
+            write_report(self._run_dir)
+        except OSError:
+            raise  # a full disk or a folder that became read-only concerns what is saved, too
+        except Exception:
+            logger.exception("loss.png or report.html could not be drawn; the run goes on")
+
+    def close(self) -> None:
+        """The tracker has been told everything."""
+        if self._tracker:
+            self._tracker.close()
+
+    def _draw_loss(self) -> None:
         lines = read_metrics(self.metrics_path)
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
@@ -71,20 +102,12 @@ class RunRecord:
     def _forget_after(self, step: int) -> None:
         kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
         self.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        samples = self.samples_path.read_text(encoding="utf-8") if self.samples_path.exists() else ""
-        sections = re.split(r"^(?=## step \d+$)", samples, flags=re.MULTILINE)[1:]
-        kept_sections = [s for s in sections if int(s.split(maxsplit=3)[2]) <= step]
+        sections = [_section(at, story) for at, story in read_samples(self.samples_path) if at <= step]
         self.samples_path.write_text(
-            "# Stories told during training\n\n" + "".join(kept_sections), encoding="utf-8"
+            "# Stories told during training\n\n" + "".join(sections), encoding="utf-8"
         )
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+def _section(step: int, story: str) -> str:
+    quoted = "\n".join(f"> {line}".rstrip() for line in story.splitlines())
+    return f"## step {step}\n\n{quoted}\n\n"
