@@ -44,6 +44,9 @@ class ExportArgs:
     """Type of the weights in `custom` and `native`."""
     quantization: Literal["f32", "f16", "q8_0"] = "f16"
     """Type of the weights in `gguf`."""
+    vendor: bool = False
+    """Put the libraries of the `onnx` form's page beside it, with npm, instead of having them loaded from
+    jsdelivr.net."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
 
@@ -56,6 +59,8 @@ class ExportArgs:
             raise InputError(
                 f"quantization ({self.quantization}) is for gguf, not {self.format}; leave it out"
             )
+        if self.vendor and self.format != "onnx":
+            raise InputError(f"vendor (True) is for onnx, not {self.format}; leave it out")
 
 
 def export(args: ExportArgs) -> Path:
@@ -115,8 +120,10 @@ def _exporter(args: ExportArgs) -> Exporter:
         gguf = import_module("tinystories_slm.export.gguf")
         return lambda *whole: gguf.export_gguf(*whole, quantization=args.quantization)
     if args.format == "onnx":
-        for package in ("onnx", "onnxruntime", "onnxscript"):
+        for package in ("onnx", "onnxruntime", "onnxscript", "transformers.exporters"):
             _require(package)
+        onnx = import_module("tinystories_slm.export.onnx")
+        return lambda *whole: onnx.export_onnx(*whole, vendor=args.vendor)
     module = import_module(f"tinystories_slm.export.{args.format}")
     return getattr(module, f"export_{args.format}")
 
