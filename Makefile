@@ -57,3 +57,17 @@ clean:
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# What the tests of the browser page need, for root where there is apt-get. Without it they are skipped, and
+# say so.
+.PHONY: browser
+browser:
+	@missing=$$(for program in chromium npm; do command -v $$program >/dev/null || echo $$program; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "not installed, and only root with apt-get is served here:" $$missing; exit 0; \
+	fi; \
+	apt-get update -qq; for program in $$missing; do \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$program \
+			|| echo "could not be installed: $$program"; \
+	done
