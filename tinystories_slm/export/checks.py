@@ -33,10 +33,17 @@ class Check:
     """Whether the likeliest token each time tells the same story."""
     file: str | None = None
     """The file that was loaded, where an export holds several forms of the weights."""
+    agreement: float | None = None
+    """Where weights are rounded: of the model's own story, the share of tokens that is likeliest to both."""
 
     def __str__(self) -> str:
         text = "the same" if self.same_text else "another"
-        return f"{self.name}: largest logits difference {self.max_difference:.3g}, {text} greedy story"
+        line = f"{self.name}: largest logits difference {self.max_difference:.3g}, {text} greedy story"
+        return (
+            line
+            if self.agreement is None
+            else f"{line}; {self.agreement:.1%} of its tokens likeliest to both"
+        )
 
 
 class ExportError(RuntimeError):

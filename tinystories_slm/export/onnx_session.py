@@ -1,6 +1,5 @@
 """A graph in onnxruntime, told to do what the model does."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +69,6 @@ class OnnxSession:
             logits, cache = self(np.array([ids[-1:]]), np.ones((1, len(ids)), np.int64), cache)
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizedCheck(Check):
-    """How far a graph of rounded weights is from the model it came from."""
-
-    agreement: float
-    """Of the tokens of the model's own story, the share that is the likeliest to both."""
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}; {self.agreement:.1%} of its tokens likeliest to both"
-
-
 @torch.no_grad()
 def compare_float32(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> Check:
     """Whole sequences, the same step by step through the cache behind left padding, and the greedy story.
@@ -109,6 +97,7 @@ def compare_float32(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTok
     )
     check = Check(
         name="onnx, float32",
+        file=f"{path.parent.name}/{path.name}",
         max_difference=float(difference),
         same_text=session.greedy_ids(start, length, end) == greedy_ids(model, start, length),
     )
@@ -118,7 +107,7 @@ def compare_float32(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTok
 
 
 @torch.no_grad()
-def compare_int8(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> QuantizedCheck:
+def compare_int8(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> Check:
     """The model's greedy story, up to its context, given to the graph token by token.
 
     Rounding costs what it costs, so nothing is raised; the figures go into the record.
@@ -129,8 +118,9 @@ def compare_int8(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokeni
     ids = torch.tensor([story])
     expected = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()
     got = session.step_by_step(ids.numpy(), np.ones((1, len(story)), np.int64), start=len(start))
-    return QuantizedCheck(
+    return Check(
         name="onnx, int8",
+        file=f"{path.parent.name}/{path.name}",
         max_difference=float(np.abs(got - expected).max()),
         same_text=session.greedy_ids(start, context, model.generation_config.eos_token_id) == story,
         agreement=float((got.argmax(axis=-1) == expected.argmax(axis=-1)).mean()),
