@@ -18,8 +18,9 @@ transformers := .cache/transformers-$(shell sed -n 's/^transformers==//p' constr
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
 
+# A file a process, one process a core: most of a test's time is a program that starts.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 common-suite: .venv/installed-dev transformers-tests
 	$(BIN)/python -m pytest tests/model/test_common_suite.py

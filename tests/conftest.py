@@ -17,6 +17,10 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside one another, more threads than cores would wait for each other.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 # No deadline: this machine's speed is not what a property is about.
 settings.register_profile("project", deadline=None, max_examples=50)
 settings.load_profile("project")

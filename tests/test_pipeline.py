@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
+from tinystories_slm.cli import parse
 from tinystories_slm.config import parse_config, save_config
 from tinystories_slm.data import builtin
+from tinystories_slm.doctor import DoctorArgs
+from tinystories_slm.export.formats import ExportArgs
+from tinystories_slm.hub.push import PushArgs
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +80,31 @@ def flags(config_file) -> list[str]:
 
 def test_the_readme_goes_through_every_script(transcript):
     scripts = {path.name for path in (ROOT / "scripts").glob("*.py")}
-    elsewhere = {"story.py", "export.py", "push_to_hub.py"}  # tests/export and tests/hub run their docs
+    elsewhere = {
+        "story.py",
+        "doctor.py",
+        "report.py",
+        "export.py",
+        "push_to_hub.py",
+    }  # have tests of their own
     assert set(transcript) == scripts - elsewhere
     assert "43,168 parameters" in transcript["train.py"].stderr
     assert transcript["generate.py"].stdout.count("Once upon a time") == 3
+
+
+ARGUMENTS = {"doctor.py": DoctorArgs, "export.py": ExportArgs, "push_to_hub.py": PushArgs}
+
+
+def test_the_readmes_other_commands_are_understood():
+    # What they do is tested where they are; here, that the README spells them as they are spelt now.
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    told = [command[1:] for command in commands if command[0] == "python"]
+    understood = [
+        parse(ARGUMENTS[name], rest) for script, *rest in told if (name := Path(script).name) in ARGUMENTS
+    ]
+
+    assert len(understood) == 5
 
 
 def test_the_readmes_python_runs(run_dir, work):

@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -59,9 +60,9 @@ def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
 
     0: done; 2: an `InputError`; 75: `Stopped` in order, the same command goes on; 130: interrupted.
     """
-    _show_log()
     try:
-        main(parse(args_type))
+        with _shown_log():
+            main(parse(args_type))
         sys.stdout.flush()  # so that a closed pipe shows here
     except InputError as error:
         _say(f"error: {error}")
@@ -84,7 +85,8 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _show_log() -> None:
+@contextmanager
+def _shown_log() -> Iterator[None]:
     """What the package reports, on standard error, bare, between the lines of any progress bar.
 
     Only the first process of a distributed launch reports; all of them warn.
@@ -94,6 +96,10 @@ def _show_log() -> None:
     log = logging.getLogger("tinystories_slm")
     log.addHandler(handler)
     log.setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class _AroundProgressBars(logging.Handler):

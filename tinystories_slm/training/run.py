@@ -35,7 +35,7 @@ from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.processes import build_accelerator, decided_by_first, main_process_first
 from tinystories_slm.training.record import entropy_per_token
-from tinystories_slm.training.run_folder import claim_run_folder, prepare_run_folder, run_of
+from tinystories_slm.training.run_folder import claim_run_folder, leave_run_folder, prepare_run_folder, run_of
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.trackers import Tracker, tracker_options
 from tinystories_slm.training.tracking import RunRecord
@@ -124,7 +124,8 @@ def start_run(config: RunConfig) -> Run:
     try:
         return _build_run(config, accelerator, lock, checkpoint, began_s)
     except BaseException:
-        lock.release()
+        if lock.is_locked:
+            leave_run_folder(config.output_dir, lock)
         raise
 
 

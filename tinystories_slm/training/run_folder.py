@@ -63,8 +63,15 @@ def claim_run_folder(config: RunConfig, lock: FileLock) -> Path | None:
             check_same_run(config, run_dir)
         return newest_intact(run_dir)
     except BaseException:
-        lock.release()
+        leave_run_folder(run_dir, lock)
         raise
+
+
+def leave_run_folder(run_dir: Path, lock: FileLock) -> None:
+    """Give it free, and remove it if a refused run has made it and nothing else."""
+    lock.release()
+    if [path.name for path in run_dir.iterdir()] == ["run.lock"]:
+        shutil.rmtree(run_dir)
 
 
 def _named_checkpoint(path: Path, config: RunConfig) -> Path:
