@@ -169,7 +169,7 @@ def test_help_states_defaults_and_units(script):
         "generate.py": "Tokens added to the prompt",
         "evaluate.py": "Stories scored",
         "report.py": "Run folder",
-        "export.py": "f16 halves",
+        "export.py": "Type of the weights in `gguf`",
         "push_to_hub.py": "List every file with its size",
     }
     assert expected.get(script, "Optimizer steps of linear warm-up") in " ".join(done.stdout.split())
