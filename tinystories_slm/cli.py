@@ -71,7 +71,7 @@ def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
         _say(str(stop))
         sys.exit(75)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _to_standard_error("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # `| head`: whoever read has read enough
         # Python flushes standard output once more as it exits, and would complain.
@@ -82,7 +82,18 @@ def doorway(main: Callable[[Args], Any], args_type: type[Args]) -> None:
 def _say(line: str) -> None:
     """Every process of a distributed launch ends the same way; one line is enough."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(line, file=sys.stderr)
+        _to_standard_error(line)
+
+
+def _to_standard_error(line: str) -> None:
+    """A `| tee` that the same Ctrl-C ended, a log on a full disk: nobody reads, and the work goes on."""
+    try:
+        tqdm.write(line, file=sys.stderr)
+    except BrokenPipeError:
+        # Python flushes once more as it exits, and would make another exit code of its failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except OSError:
+        pass
 
 
 @contextmanager
@@ -104,7 +115,7 @@ def _shown_log() -> Iterator[None]:
 
 class _AroundProgressBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _to_standard_error(self.format(record))
 
 
 def _files_first(argv: Sequence[str]) -> list[str]:

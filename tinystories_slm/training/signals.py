@@ -1,5 +1,6 @@
 """Being asked to stop: by Ctrl-C, by a scheduler whose time is up, by a machine that is taken away."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -42,7 +43,11 @@ class StopRequest:
         if self.received is None:
             self.received, self._received_s = name, time.monotonic()
             if int(os.environ.get("RANK", 0)) == 0:
-                # Not through a buffered stream, which may be what was interrupted.
-                os.write(2, f"\n{name}: finishing the step, then saving (Ctrl-C again: stop now)\n".encode())
+                # Not through a buffered stream, which may be what was interrupted; and the same Ctrl-C
+                # may have ended the `| tee` that reads it.
+                with contextlib.suppress(OSError):
+                    os.write(
+                        2, f"\n{name}: finishing the step, then saving (Ctrl-C again: stop now)\n".encode()
+                    )
         elif name == "SIGINT" and time.monotonic() - self._received_s > _SAME_REQUEST_S:
             raise KeyboardInterrupt
