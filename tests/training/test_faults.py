@@ -19,7 +19,7 @@ from tinystories_slm.config import save_config
 from tinystories_slm.errors import InputError, Stopped
 from tinystories_slm.training import checkpoints as checkpoint_files
 from tinystories_slm.training import finished, loop, train
-from tinystories_slm.training.checkpoints import checkpoints, damage_of, read_progress
+from tinystories_slm.training.checkpoints import checkpoints, damage_of, read_progress, step_of
 from tinystories_slm.training.run import Run, start_run
 from tinystories_slm.training.tracking import read_metrics
 
@@ -63,6 +63,33 @@ def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_is_used(
         "a file of the newest checkpoint is truncated, a bit of it is flipped, or it is gone",
         "its checksum tells; a warning, and the checkpoint before it is used: the same model to the bit",
     )
+
+
+def test_no_bit_of_where_the_run_stood_may_flip(tiny_run):
+    folder = checkpoints(train(tiny_run("--train.max_steps", "5", "--train.log_every", "3")))[-1]
+    path = folder / "checkpoint.json"
+    whole, progress = path.read_bytes(), read_progress(folder)
+    assert damage_of(folder) is None
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        # The seventeenth digit of a number may change and the number not.
+        assert damage_of(folder) or read_progress(folder) == progress, whole[: i + 1]
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_good_ones(tiny_run, monkeypatch):
+    run_dir = train(tiny_run())
+    (run_dir / "checkpoints" / "step_000012" / "optimizer.bin").write_bytes(b"garbage")
+    train_step = loop.train_step
+
+    def interrupted_step(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(run)
+
+    monkeypatch.setattr(loop, "train_step", interrupted_step)
+    for keep, left in ((2, [8, 9]), (1, [10])):
+        with pytest.raises(Stopped):
+            train(tiny_run("--train.keep_checkpoints", str(keep)))
+        assert [step_of(folder) for folder in checkpoints(run_dir)] == left
 
 
 def test_with_every_checkpoint_damaged_nothing_is_thrown_away(tiny_run, fault):
@@ -135,6 +162,33 @@ def test_a_run_that_gives_nan_for_good_ends_with_the_knob_to_turn(tiny_run, faul
     fault(
         "a learning rate that blows the weights up: NaN from some step on",
         "ends after train.max_skipped_in_a_row steps, names the knobs, saves nothing meanwhile (exit code 2)",
+    )
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "samples.md"])
+def test_killed_as_it_resumes_a_run_loses_nothing(name, tiny_run, monkeypatch, fault):
+    run_dir = train(tiny_run())
+    told = {name: (run_dir / name).read_text() for name in ("config.yaml", "samples.md")}
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    write_text = Path.write_text
+
+    def killed(path: Path, text: str, **how) -> int:
+        if path.name.startswith(name):
+            write_text(path, "", **how)
+            raise SystemExit("killed")
+        return write_text(path, text, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
+        patch.setattr(Path, "write_text", killed)
+        train(tiny_run())
+    train(tiny_run())
+
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {name: (run_dir / name).read_text() for name in told} == told
+    fault(
+        "killed while a resumed run rewrites its record",
+        "the old file or the new one is there, whole; the same command goes on",
     )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: everything that resumes a run, in `checkpoints/step_000200/`, whole or not at all.
 
 A checkpoint is written under another name, synced to the disk and renamed; `checkpoint.json` holds
-where the run stood and the SHA-256 of every other file, so that a damaged one is noticed. Nothing in
+where the run stood and the SHA-256 of that and of every other file, so that a damaged one is noticed. Nothing in
 it is trusted to be a pickle: weights are safetensors, `torch.load(weights_only=True)` reads the rest.
 """
 
@@ -85,12 +85,15 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
+        record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         sync_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         sync_folder(folder.parent)
-        for old in checkpoints(run_dir)[:-keep]:
+        # A later one is damaged, as the run went on from before it: it would outlast every good one.
+        later = [path for path in checkpoints(run_dir) if step_of(path) > progress.step]
+        for old in (*later, *checkpoints(run_dir)[: -keep - len(later)]):
             shutil.rmtree(old)
     return folder
 
@@ -124,8 +127,9 @@ def newest_intact(run_dir: Path) -> Path | None:
 def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with its files, by their checksums; None where nothing is."""
     try:
-        written = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))["sha256"]
-        read = _sha256_of_files(checkpoint)
+        record = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))
+        written, read = record["sha256"], _sha256_of_files(checkpoint)
+        read[_CHECKPOINT] = _sha256_of_progress(record["progress"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{_CHECKPOINT}: {' '.join(str(error).split())}"
     for name in sorted(written):
@@ -223,6 +227,10 @@ def _sha256_of_files(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
+
+
+def _sha256_of_progress(progress: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress).encode()).hexdigest()
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

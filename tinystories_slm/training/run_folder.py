@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.data.artifacts import finished_file
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import restore_folder
@@ -103,10 +104,13 @@ def prepare_run_folder(
     resumed = checkpoint is not None and run_of(checkpoint) == run_dir.absolute()
     if not resumed:
         _clear(run_dir)
+    # First, as `_check_run_folder` asks for it; and never half of it, or the run would be another's.
+    with finished_file(run_dir / "config.yaml") as path:
+        save_config(config, path)
+    if not resumed:
         if checkpoint:
             _copy_history(run_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
-    save_config(config, run_dir / "config.yaml")
 
 
 def _copy_history(source: Path, run_dir: Path, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from tinystories_slm.data.artifacts import finished_file
 from tinystories_slm.training.record import read_metrics, read_samples
 from tinystories_slm.training.report import write_report
 from tinystories_slm.training.trackers import Tracker
@@ -101,11 +102,11 @@ class RunRecord:
 
     def _forget_after(self, step: int) -> None:
         kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
-        self.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with finished_file(self.metrics_path) as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         sections = [_section(at, story) for at, story in read_samples(self.samples_path) if at <= step]
-        self.samples_path.write_text(
-            "# Stories told during training\n\n" + "".join(sections), encoding="utf-8"
-        )
+        with finished_file(self.samples_path) as path:
+            path.write_text("# Stories told during training\n\n" + "".join(sections), encoding="utf-8")
 
 
 def _section(step: int, story: str) -> str:
