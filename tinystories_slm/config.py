@@ -1,5 +1,6 @@
 """Every knob of a run: YAML -> typed, frozen dataclasses -> flags."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -262,6 +263,11 @@ def _train_problems(train: TrainArgs) -> list[str]:
         problems.append(
             f"train.min_lr_rate ({train.min_lr_rate}) must lie between 0 and 1: the final learning rate "
             "is this share of train.lr, never above the peak"
+        )
+    if train.resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", Path(train.resume).name):
+        problems.append(
+            f"train.resume ({train.resume}) must be auto, never, or a checkpoint such as "
+            "runs/9m/checkpoints/step_002000"
         )
     if train.max_minutes is not None and not 0 < train.max_minutes < float("inf"):
         problems.append(f"train.max_minutes ({train.max_minutes}) must be above 0, or null for no limit")

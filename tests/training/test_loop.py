@@ -181,6 +181,41 @@ def test_resume_never_starts_over(tiny_run):
     assert model.config.hidden_size == 32
 
 
+def test_a_model_is_not_thrown_away_because_its_checkpoints_were(tiny_run):
+    run_dir = train(tiny_run())
+    before = weights(run_dir / "best")
+    shutil.rmtree(run_dir / "checkpoints")
+    with pytest.raises(InputError, match=r"holds a trained model and no checkpoints .*--train.resume never"):
+        train(tiny_run())
+    (run_dir / "checkpoints").mkdir()  # as in a run that was killed before its first
+    with pytest.raises(InputError, match=r"another configuration: train.lr was 0.01 and is 0.5"):
+        train(tiny_run("--train.lr", "0.5"))
+
+    assert_equal(weights(run_dir / "best"), before)
+    train(tiny_run())
+
+
+def test_an_older_checkpoint_of_the_folder_itself_is_not_passed_over_in_silence(tiny_run):
+    run_dir = train(tiny_run())
+    step_8, step_12 = checkpoints(run_dir)
+    with pytest.raises(InputError, match=r"train.resume \(.*step_000008\) is not the newest .*--output_dir"):
+        train(tiny_run("--train.resume", str(step_8)))
+    train(tiny_run("--train.resume", str(step_12)))
+    with pytest.raises(InputError, match=r"train.resume \(atuo\) must be auto, never, or a checkpoint"):
+        tiny_run("--train.resume", "atuo")
+
+
+def test_a_run_folder_without_its_manifest_is_not_to_be_emptied(tiny_run):
+    run_dir = train(tiny_run())
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    manifest = (run_dir / "manifest.json").read_text()
+    (run_dir / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"what data .* is gone or damaged; .*copy manifest.json from there"):
+        train(tiny_run())
+    (run_dir / "manifest.json").write_text(manifest)
+    train(tiny_run())
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_run, monkeypatch):
     config = tiny_run("--train.per_device_batch_size", "8")
     state = SimpleNamespace(num_processes=3, device=torch.device("cpu"))

@@ -1,8 +1,9 @@
 """Checkpoints: everything that resumes a run, in `checkpoints/step_000200/`, whole or not at all.
 
 A checkpoint is written under another name, synced to the disk and renamed; `checkpoint.json` holds
-where the run stood and the SHA-256 of that and of every other file, so that a damaged one is noticed. Nothing in
-it is trusted to be a pickle: weights are safetensors, `torch.load(weights_only=True)` reads the rest.
+where the run stood and the SHA-256 of that and of every other file, so that a damaged one is noticed.
+Nothing in it is trusted to be a pickle: weights are safetensors, `torch.load(weights_only=True)` reads
+the rest.
 """
 
 import hashlib
@@ -204,9 +205,15 @@ def check_same_data(manifest: Manifest, run_dir: Path) -> None:
     """Refuse to go on with a run on other tokens than it began with.
 
     Raises:
-        InputError: with what differs.
+        InputError: with what differs, or the run's own manifest is gone.
     """
-    then = Manifest.load(run_dir / MANIFEST)
+    try:
+        then = Manifest.load(run_dir / MANIFEST)
+    except InputError as error:
+        raise InputError(
+            f"{run_dir / MANIFEST}, which says what data the run is trained on, is gone or damaged; if it is "
+            f"what is in data.data_dir now, copy manifest.json from there"
+        ) from error
     differences = [
         f"{name} was {getattr(then, name)!r} and is {getattr(manifest, name)!r}"
         for name in ("source", "revision", "tokenizer_sha256", "splits")

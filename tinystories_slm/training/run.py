@@ -35,7 +35,13 @@ from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.processes import build_accelerator, decided_by_first, main_process_first
 from tinystories_slm.training.record import entropy_per_token
-from tinystories_slm.training.run_folder import claim_run_folder, leave_run_folder, prepare_run_folder, run_of
+from tinystories_slm.training.run_folder import (
+    check_resume,
+    claim_run_folder,
+    leave_run_folder,
+    prepare_run_folder,
+    run_of,
+)
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.trackers import Tracker, tracker_options
 from tinystories_slm.training.tracking import RunRecord
@@ -197,8 +203,9 @@ def finished(config: RunConfig) -> bool:
     """Whether the run folder holds this very run, trained to its end, and it is not to start over.
 
     Raises:
-        InputError: it holds another run.
+        InputError: it holds another run, or an older checkpoint of it is asked for.
     """
+    check_resume(config)
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)

@@ -58,11 +58,11 @@ def claim_run_folder(config: RunConfig, lock: FileLock) -> Path | None:
             restore_folder(run_dir / name)
         if resume == "never":
             return None
-        if resume != "auto" and not checkpoints(run_dir):
-            return _named_checkpoint(Path(resume), config)
         if checkpoints(run_dir):
             check_same_run(config, run_dir)
-        return newest_intact(run_dir)
+            return newest_intact(run_dir)
+        _check_nothing_is_lost(config)
+        return None if resume == "auto" else _named_checkpoint(Path(resume), config)
     except BaseException:
         leave_run_folder(run_dir, lock)
         raise
@@ -73,6 +73,41 @@ def leave_run_folder(run_dir: Path, lock: FileLock) -> None:
     lock.release()
     if [path.name for path in run_dir.iterdir()] == ["run.lock"]:
         shutil.rmtree(run_dir)
+
+
+def check_resume(config: RunConfig) -> None:
+    """Refuse a `train.resume` that would be passed over, as the run folder goes on from its newest.
+
+    Raises:
+        InputError: it names an older checkpoint of the run folder itself.
+    """
+    found = checkpoints(config.output_dir)
+    if config.train.resume in ("auto", "never") or not found:
+        return
+    named = Path(config.train.resume).resolve()
+    if named != found[-1].resolve() and run_of(named) == config.output_dir.resolve():
+        raise InputError(
+            f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
+            f"({config.output_dir}), where the run goes on from with auto; to go on from this one choose "
+            "another --output_dir"
+        )
+
+
+def _check_nothing_is_lost(config: RunConfig) -> None:
+    """Refuse to start over, unasked, in a folder whose models are all that is left of a run.
+
+    Raises:
+        InputError: it is another run, or its checkpoints were taken away.
+    """
+    run_dir = config.output_dir
+    if not any((run_dir / name).exists() for name in ("best", "last")):
+        return
+    check_same_run(config, run_dir)
+    if not (run_dir / "checkpoints").exists():  # which a run makes as it begins
+        raise InputError(
+            f"output_dir ({run_dir}) holds a trained model and no checkpoints to go on from; choose another "
+            "--output_dir, or replace it with --train.resume never"
+        )
 
 
 def _named_checkpoint(path: Path, config: RunConfig) -> Path:
@@ -108,6 +143,7 @@ def prepare_run_folder(
     with finished_file(run_dir / "config.yaml") as path:
         save_config(config, path)
     if not resumed:
+        (run_dir / "checkpoints").mkdir()
         if checkpoint:
             _copy_history(run_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
