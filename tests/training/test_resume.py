@@ -18,6 +18,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import Stopped
 from tinystories_slm.training import loop, train
 from tinystories_slm.training.checkpoints import checkpoints
+from tinystories_slm.training.display import Stopwatch
 from tinystories_slm.training.tracking import read_metrics
 
 EXACT = ("train/loss", "train/lr", "train/grad_norm", "val/loss")
@@ -105,6 +106,14 @@ def test_stopped_anywhere_a_run_ends_the_same_to_the_bit(flags, two_epochs, monk
         "SIGTERM, SIGUSR1 and SIGINT, one after the other, in the middle of a step",
         "each finishes the step, saves and exits with code 75; the resumed run is the same to the bit",
     )
+
+
+def test_steps_of_the_session_before_do_not_count_for_the_speed_of_this_one(tiny_run, monkeypatch):
+    monkeypatch.setattr(Stopwatch, "elapsed_s", lambda self: 2.0)
+    run_dir = train_in_pieces(tiny_run("--train.log_every", "6"), monkeypatch, {5: signal.SIGTERM})
+
+    # 8 x 32 tokens a step, in two seconds: step 6 alone, then steps 7 to 12.
+    assert series(run_dir, "train/tokens_per_second") == {6: 128.0, 12: 768.0}
 
 
 def test_killed_twenty_times_a_run_ends_the_same_to_the_bit(two_epochs, fault):

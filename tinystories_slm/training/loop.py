@@ -147,7 +147,7 @@ def log(run: Run, update: dict[str, float]) -> None:
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return  # every step was skipped; `_count_skipped` has told
-    speed = len(losses) * run.tokens_per_step / run.stopwatch.elapsed_s()
+    speed = (progress.step - run.timed_from) * run.tokens_per_step / run.stopwatch.elapsed_s()
     metrics = {
         "train/loss": math.fsum(finite) / len(finite),
         **{name: value for name, value in update.items() if math.isfinite(value)},
@@ -160,6 +160,7 @@ def log(run: Run, update: dict[str, float]) -> None:
     run.display.show(progress.step, metrics)
     losses.clear()
     run.stopwatch.restart()
+    run.timed_from = progress.step
 
 
 def evaluate(run: Run) -> None:

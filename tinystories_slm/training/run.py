@@ -78,6 +78,8 @@ class Run:
     """How long the last evaluation took: the one at the end will take as long."""
     saving_seconds: float = 0.0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    timed_from: int = 0
+    """The step at which `stopwatch` was started; steps of an earlier session took none of its time."""
     local_losses: list[torch.Tensor] = field(default_factory=list)
     """This process's, one a step, still on the device (reading one would wait for it)."""
 
@@ -196,6 +198,7 @@ def _build_run(
         peak=peak,
         lock=lock,
         started_s=began_s - progress.seconds,
+        timed_from=progress.step,
     )
 
 
