@@ -44,6 +44,25 @@ doorway(loop.train, RunConfig)
 """
 
 
+# The second process alone runs out of memory.
+RUNS_OUT = """
+import os
+from tinystories_slm.cli import doorway
+from tinystories_slm.config import RunConfig
+from tinystories_slm.training import loop
+
+train_step = loop.train_step
+
+def out_of_memory(run):
+    if run.progress.step == 6 and os.environ["RANK"] == "1":
+        raise MemoryError("as if")
+    return train_step(run)
+
+loop.train_step = out_of_memory
+doorway(loop.train, RunConfig)
+"""
+
+
 # The first process has its machine's script signalled at the seventh step, and takes it once it is through.
 SIGNALS_ITS_SCRIPT = """
 import os, signal, time
@@ -116,6 +135,22 @@ def test_a_process_that_dies_ends_the_job_and_what_was_saved_goes_on(tiny_run, t
     fault(
         "SIGKILL to one of two processes",
         "the launcher ends the other and says so; the checkpoint is whole, and goes on in one process",
+    )
+
+
+def test_what_one_process_is_refused_is_told_whichever_it_is(tiny_run, tmp_path, fault):
+    config = tiny_run("--train.per_device_batch_size", "4")
+    save_config(config, tmp_path / "config.yaml")
+    script = tmp_path / "runs_out.py"
+    script.write_text(RUNS_OUT)
+    done = launch(CPU_2, script, tmp_path / "config.yaml")
+
+    assert done.returncode == 1
+    assert done.stderr.count("process 1: out of memory; halve train.per_device_batch_size (4)") == 1
+    assert [step_of(folder) for folder in checkpoints(config.output_dir)] == [4]
+    fault(
+        "one of two processes runs out of memory",
+        "it says which knob to halve; the launcher ends the other; what was saved is whole",
     )
 
 
