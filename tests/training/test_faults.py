@@ -275,6 +275,15 @@ def test_the_time_limit_ends_a_run_in_order(tiny_run, monkeypatch, fault):
     fault("train.max_minutes is over", "the decayed end of the schedule; evaluated, saved, exit code 0")
 
 
+def test_a_resumed_run_knows_what_its_end_will_take(tiny_run):
+    run_dir = train(tiny_run())
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    run = start_run(tiny_run())
+    run.close()
+    assert run.progress.evaluation_seconds > 0 and run.progress.saving_seconds > 0
+    assert run.closing_seconds == run.progress.evaluation_seconds + run.progress.saving_seconds
+
+
 def test_a_full_disk_a_read_only_folder_and_too_little_memory(tiny_run, tmp_path, fault):
     if subprocess.run(
         ["unshare", "-rm", "mount", "-t", "tmpfs", "t", tmp_path], capture_output=True

@@ -189,7 +189,7 @@ def evaluate(run: Run) -> None:
             run.record.plot()
             if better:
                 save_model_folder(model, run.tokenizer, run.config.output_dir / "best")
-    run.evaluation_seconds = run.stopwatch.paused_s
+    progress.evaluation_seconds = run.stopwatch.paused_s
 
 
 def validation_loss(run: Run, model: TinyStoriesForCausalLM) -> float:
@@ -220,7 +220,7 @@ def save(run: Run) -> None:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
         keep = run.config.train.keep_checkpoints
         save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep)
-    run.saving_seconds = run.stopwatch.paused_s
+    progress.saving_seconds = run.stopwatch.paused_s
 
 
 def _count_skipped(run: Run, *, finite: bool) -> None:

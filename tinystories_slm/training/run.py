@@ -74,9 +74,6 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_agreed: bool = False
     """Whether every process knows that one of them was asked to stop."""
-    evaluation_seconds: float = 0.0
-    """How long the last evaluation took: the one at the end will take as long."""
-    saving_seconds: float = 0.0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     timed_from: int = 0
     """The step at which `stopwatch` was started; steps of an earlier session took none of its time."""
@@ -100,7 +97,7 @@ class Run:
     @property
     def closing_seconds(self) -> float:
         """What the end of the run will take, going by the last evaluation and the last save."""
-        return self.evaluation_seconds + self.saving_seconds
+        return self.progress.evaluation_seconds + self.progress.saving_seconds
 
     def utilisation(self, tokens_per_second: float) -> float:
         """Model-FLOP utilisation at this speed; see `estimate.utilisation`."""
