@@ -7,6 +7,7 @@ came to as JSON. Not a test by itself: `test_faults.py` runs it and looks at wha
 import dataclasses
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,9 +36,17 @@ def _full_disk(config: RunConfig, folder: Path) -> dict:
     refusal = _refusal(_with(config, keep_checkpoints=100))
     found = checkpoints(config.output_dir)
     intact = [path.name for path in found if damage_of(path) is None]
+    (folder / "rest").write_bytes(bytes(_free_bytes(folder)))
+    no_start = _refusal(_with(config, output_dir=folder / "no_start"))
     _mount(str(folder), "remount,size=64m")
     train(config)
-    return {"refusal": refusal, "found": [path.name for path in found], "intact": intact, **_end(config)}
+    return {
+        "refusal": refusal,
+        "no start": no_start,
+        "found": [path.name for path in found],
+        "intact": intact,
+        **_end(config),
+    }
 
 
 def _read_only(config: RunConfig, folder: str) -> dict:
@@ -66,6 +75,10 @@ def _out_of_memory(config: RunConfig) -> dict:
         return {"refusal": _refusal(huge)}
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _refusal(config: RunConfig) -> str:

@@ -300,6 +300,7 @@ def test_a_full_disk_a_read_only_folder_and_too_little_memory(tiny_run, tmp_path
     full = report["full disk"]
     assert "cannot be written to any more" in full["refusal"] and "free some space" in full["refusal"]
     assert "No space left" in full["refusal"] or "space" in full["refusal"]
+    assert "cannot be written to any more" in full["no start"] and "No space left" in full["no start"]
     assert full["intact"] == full["found"] and len(full["intact"]) >= 2
     assert full["end"][-1] == "step_000060"
     fault(

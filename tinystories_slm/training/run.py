@@ -31,6 +31,7 @@ from tinystories_slm.training.checkpoints import (
 from tinystories_slm.training.display import Display, Stopwatch, announce
 from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.estimate import Peak, flops_per_token, peak_flops, utilisation
+from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.processes import build_accelerator, decided_by_first, main_process_first
@@ -166,37 +167,38 @@ def _build_run(
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
         progress = read_progress(checkpoint)
-    if accelerator.is_main_process:
-        prepare_run_folder(config, manifest, checkpoint, progress)
-    accelerator.wait_for_everyone()
+    with plainly(config):
+        if accelerator.is_main_process:
+            prepare_run_folder(config, manifest, checkpoint, progress)
+        accelerator.wait_for_everyone()
 
-    peak = peak_flops(accelerator.device, accelerator.mixed_precision)
-    if accelerator.is_main_process:
-        write_environment(config.output_dir, accelerator, compiled=args.compile, peak=peak)
-        announce(config, accelerator, model_config, manifest, peak, step=progress.step)
-    return Run(
-        config=config,
-        accelerator=accelerator,
-        tokenizer=tokenizer,
-        windows=windows,
-        validation=list(read_stories(validation, manifest.eos_token_id, limit=args.eval_stories)),
-        model=model,
-        prepared_model=prepared_model,
-        optimizers=optimizers,
-        progress=progress,
-        record=RunRecord(
-            config.output_dir,
-            step=progress.step,
-            entropy=entropy_per_token(manifest),
-            written=accelerator.is_main_process,
-            tracker=Tracker(accelerator, config, step=progress.step),
-        ),
-        display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
-        peak=peak,
-        lock=lock,
-        started_s=began_s - progress.seconds,
-        timed_from=progress.step,
-    )
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+        if accelerator.is_main_process:
+            write_environment(config.output_dir, accelerator, compiled=args.compile, peak=peak)
+            announce(config, accelerator, model_config, manifest, peak, step=progress.step)
+        return Run(
+            config=config,
+            accelerator=accelerator,
+            tokenizer=tokenizer,
+            windows=windows,
+            validation=list(read_stories(validation, manifest.eos_token_id, limit=args.eval_stories)),
+            model=model,
+            prepared_model=prepared_model,
+            optimizers=optimizers,
+            progress=progress,
+            record=RunRecord(
+                config.output_dir,
+                step=progress.step,
+                entropy=entropy_per_token(manifest),
+                written=accelerator.is_main_process,
+                tracker=Tracker(accelerator, config, step=progress.step),
+            ),
+            display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
+            peak=peak,
+            lock=lock,
+            started_s=began_s - progress.seconds,
+            timed_from=progress.step,
+        )
 
 
 def finished(config: RunConfig) -> bool:
