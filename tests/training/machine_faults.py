@@ -4,19 +4,17 @@ FOLDER becomes a file system of a few megabytes that this process alone sees. Pr
 came to as JSON. Not a test by itself: `test_faults.py` runs it and looks at what it prints.
 """
 
+import contextlib
 import dataclasses
 import json
 import resource
-import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 from tinystories_slm.config import RunConfig, load_config
 from tinystories_slm.errors import InputError
-from tinystories_slm.training import train
+from tinystories_slm.training import loop, train
 from tinystories_slm.training.checkpoints import checkpoints, damage_of
 
 
@@ -36,7 +34,9 @@ def _full_disk(config: RunConfig, folder: Path) -> dict:
     refusal = _refusal(_with(config, keep_checkpoints=100))
     found = checkpoints(config.output_dir)
     intact = [path.name for path in found if damage_of(path) is None]
-    (folder / "rest").write_bytes(bytes(_free_bytes(folder)))
+    with contextlib.suppress(OSError), (folder / "rest").open("wb", buffering=0) as rest:
+        while True:  # to the last byte
+            rest.write(bytes(1024))
     no_start = _refusal(_with(config, output_dir=folder / "no_start"))
     _mount(str(folder), "remount,size=64m")
     train(config)
@@ -50,17 +50,18 @@ def _full_disk(config: RunConfig, folder: Path) -> dict:
 
 
 def _read_only(config: RunConfig, folder: str) -> dict:
-    def lock_up() -> None:
-        while not checkpoints(config.output_dir):
-            time.sleep(0.001)
-        # A second, read-only mount on top: the first is busy, as the run holds its lock open.
-        subprocess.run(["mount", "--bind", folder, folder], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    train_step = loop.train_step
 
-    watcher = threading.Thread(target=lock_up)
-    watcher.start()
+    def locked_up(run):
+        if run.progress.step == 5:
+            # A second, read-only mount on top: the first is busy, as the run holds its lock open.
+            subprocess.run(["mount", "--bind", folder, folder], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        return train_step(run)
+
+    loop.train_step = locked_up
     refusal = _refusal(config)
-    watcher.join()
+    loop.train_step = train_step
     subprocess.run(["umount", folder], check=True)
     train(config)
     return {"refusal": refusal, **_end(config)}
@@ -75,10 +76,6 @@ def _out_of_memory(config: RunConfig) -> dict:
         return {"refusal": _refusal(huge)}
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _refusal(config: RunConfig) -> str:

@@ -160,7 +160,7 @@ def log(run: Run, update: dict[str, float]) -> None:
     run.display.show(progress.step, metrics)
     losses.clear()
     run.stopwatch.restart()
-    run.timed_from = progress.step
+    run.timed_from, run.seconds_per_token = progress.step, 1.0 / speed
 
 
 def evaluate(run: Run) -> None:

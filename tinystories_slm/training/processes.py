@@ -14,12 +14,17 @@ from accelerate.utils import (
     broadcast_object_list,
     parse_flag_from_env,
 )
+from torch.distributed import distributed_c10d
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.errors import InputError
 from tinystories_slm.training.precision import resolve_precision
 
 Decision = TypeVar("Decision")
+
+# The others wait while the first process downloads and tokenizes, then evaluates, tells stories and saves.
+_PREPARED_WITHIN = timedelta(hours=12)
+_ANSWER_WITHIN = timedelta(minutes=30)
 
 
 def build_accelerator(args: TrainArgs, **options: Any) -> Accelerator:
@@ -68,8 +73,7 @@ def _processes() -> PartialState:
     take itself for the only one and all would write to one folder.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # The others wait while the first one downloads and tokenizes.
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    state = PartialState(cpu=cpu, timeout=_PREPARED_WITHIN)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != launched:
         raise InputError(
@@ -77,6 +81,15 @@ def _processes() -> PartialState:
             "processes set ACCELERATE_USE_CPU=1, else see `accelerate env`"
         )
     return state
+
+
+def expect_answers(accelerator: Accelerator) -> None:
+    """From here on a process that does not answer for half an hour is gone, and the job ends.
+
+    Launchers end a job whose process dies; this is for a machine that is lost without a word.
+    """
+    if accelerator.num_processes > 1:
+        distributed_c10d._set_pg_timeout(_ANSWER_WITHIN)
 
 
 def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -> Decision:

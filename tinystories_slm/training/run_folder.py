@@ -70,9 +70,10 @@ def claim_run_folder(config: RunConfig, lock: FileLock) -> Path | None:
 
 def leave_run_folder(run_dir: Path, lock: FileLock) -> None:
     """Give it free, and remove it if a refused run has made it and nothing else."""
-    lock.release()
+    # While it is still locked: afterwards it may be another's.
     if [path.name for path in run_dir.iterdir()] == ["run.lock"]:
         shutil.rmtree(run_dir)
+    lock.release()
 
 
 def check_resume(config: RunConfig) -> None:
