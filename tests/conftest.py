@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def fault(request: pytest.FixtureRequest):
     rows = request.config.stash.setdefault(_FAULTS, [])
 
     def note(done: str, outcome: str) -> None:
-        rows.append((done, outcome, request.node.nodeid.split("/")[-1]))
+        rows.append((done, outcome, f"{request.path.name}::{request.node.originalname}"))
 
     return note
 
@@ -96,7 +97,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if path is None or exitstatus != 0:
         return
     rows = session.config.stash.get(_FAULTS, [])
-    lines = [f"| {done} | {outcome} | `{test}` |" for done, outcome, test in dict.fromkeys(rows)]
+    lines = [
+        f"| {done} | {outcome} | `{test}`{f', {times} variants' if times > 1 else ''} |"
+        for (done, outcome, test), times in Counter(rows).items()
+    ]
     head = path.read_text(encoding="utf-8").split("| what was done |")[0]
     table = "| what was done | what came of it | test |\n|---|---|---|\n" + "\n".join(lines) + "\n"
     path.write_text(head + table, encoding="utf-8")
