@@ -57,10 +57,8 @@ def main() -> None:
                     checks = checks[1:]  # the first is against weights that are rounded alike
                     if with_llama_cpp:
                         checks.append(llama_cpp_check(model, tokenizer, folder, form["quantization"]))
-                if form["format"] == "onnx":
-                    checks = [
-                        check for check in checks if check.name.startswith("onnx")
-                    ]  # native's rows above
+                if form["format"] == "onnx":  # which compares the native model it is made of as well
+                    checks = [check for check in checks if check.name.startswith("onnx")]
                 rows += [row(name, model, form["format"], folder, check) for check in checks]
     result = {
         "command": "python benchmarks/exports.py"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from tinystories_slm.config import RunConfig, parse_config
 from tinystories_slm.training import train
-from tinystories_slm.training.tracking import read_metrics
+from tinystories_slm.training.watching.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (

@@ -21,7 +21,7 @@ from tinystories_slm.training import checkpoints as checkpoint_files
 from tinystories_slm.training import finished, loop, train
 from tinystories_slm.training.checkpoints import checkpoints, damage_of, read_progress, step_of
 from tinystories_slm.training.run import Run, start_run
-from tinystories_slm.training.tracking import read_metrics
+from tinystories_slm.training.watching.tracking import read_metrics
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

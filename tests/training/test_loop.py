@@ -13,7 +13,7 @@ from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
 from tinystories_slm.training.checkpoints import checkpoints, read_progress, step_of
 from tinystories_slm.training.run import start_run
-from tinystories_slm.training.tracking import read_metrics
+from tinystories_slm.training.watching.tracking import read_metrics
 
 
 def series(run_dir: Path, name: str) -> dict[int, float]:

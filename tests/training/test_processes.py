@@ -18,7 +18,7 @@ from tinystories_slm.config import save_config
 from tinystories_slm.model.modeling_tinystories import TinyStoriesDecoderLayer
 from tinystories_slm.training import train
 from tinystories_slm.training.checkpoints import checkpoints, step_of
-from tinystories_slm.training.tracking import read_metrics
+from tinystories_slm.training.watching.tracking import read_metrics
 
 CONFIGURATIONS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 CPU_2 = ["accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / "cpu_2.yaml")]

@@ -18,8 +18,8 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import Stopped
 from tinystories_slm.training import loop, train
 from tinystories_slm.training.checkpoints import checkpoints
-from tinystories_slm.training.display import Stopwatch
-from tinystories_slm.training.tracking import read_metrics
+from tinystories_slm.training.watching.display import Stopwatch
+from tinystories_slm.training.watching.tracking import read_metrics
 
 EXACT = ("train/loss", "train/lr", "train/grad_norm", "val/loss")
 

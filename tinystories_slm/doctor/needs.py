@@ -17,11 +17,11 @@ from tinystories_slm.data.prepare import Manifest, prepared
 from tinystories_slm.data.sources import is_on_hub
 from tinystories_slm.doctor.finding import Finding, first_line
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
-from tinystories_slm.training.estimate import disk_bytes, memory_bytes
+from tinystories_slm.training.watching.estimate import disk_bytes, memory_bytes
 
 # Of the interpreter and its libraries, beside tensors; measured with everything imported.
 _PROCESS_BYTES = 700e6
-# The estimate is right within a third (tests/training/test_estimate.py).
+# The estimate is right within a third (tests/training/watching/test_estimate.py).
 _MARGIN = 1.33
 _GPT2_VOCAB_SIZE = 50_257
 # Raw stories, token files and the Hub's cache of the dataset, for each byte of its download.

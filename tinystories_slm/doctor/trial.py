@@ -16,8 +16,8 @@ from tinystories_slm.doctor.finding import Finding
 from tinystories_slm.doctor.machine import ONE_HEAP
 from tinystories_slm.doctor.needs import manifest_of, vocab_size
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.training.estimate import flops_per_token
 from tinystories_slm.training.optim import build_optimizers
+from tinystories_slm.training.watching.estimate import flops_per_token
 
 OVERFIT_STEPS = 20
 OVERFIT_BOUND = 0.5

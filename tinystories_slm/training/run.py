@@ -28,9 +28,6 @@ from tinystories_slm.training.checkpoints import (
     newest_intact,
     read_progress,
 )
-from tinystories_slm.training.display import Display, Stopwatch, announce
-from tinystories_slm.training.environment import write_environment
-from tinystories_slm.training.estimate import Peak, flops_per_token, peak_flops, utilisation
 from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
@@ -40,7 +37,6 @@ from tinystories_slm.training.processes import (
     expect_answers,
     main_process_first,
 )
-from tinystories_slm.training.record import entropy_per_token
 from tinystories_slm.training.run_folder import (
     check_resume,
     claim_run_folder,
@@ -49,8 +45,12 @@ from tinystories_slm.training.run_folder import (
     run_of,
 )
 from tinystories_slm.training.signals import StopRequest
-from tinystories_slm.training.trackers import Tracker, tracker_options
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching.display import Display, Stopwatch, announce
+from tinystories_slm.training.watching.environment import write_environment
+from tinystories_slm.training.watching.estimate import Peak, flops_per_token, peak_flops, utilisation
+from tinystories_slm.training.watching.record import entropy_per_token
+from tinystories_slm.training.watching.trackers import Tracker, tracker_options
+from tinystories_slm.training.watching.tracking import RunRecord
 
 
 @dataclass

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.model import TinyStoriesConfig
-from tinystories_slm.training.estimate import (
+from tinystories_slm.training.watching.estimate import (
     Peak,
     disk_bytes,
     flops_per_token,

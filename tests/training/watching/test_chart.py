@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tinystories_slm.training.chart import Curve, chart, thinned
+from tinystories_slm.training.watching.chart import Curve, chart, thinned
 
 
 def parsed(svg: str) -> ElementTree.Element:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import torch
 
-from tinystories_slm.training import environment
-from tinystories_slm.training.environment import hardware, write_environment
-from tinystories_slm.training.estimate import Peak
+from tinystories_slm.training.watching import environment
+from tinystories_slm.training.watching.environment import hardware, write_environment
+from tinystories_slm.training.watching.estimate import Peak
 
 _CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import InputError
 from tinystories_slm.training import train
-from tinystories_slm.training.record import read_metrics
-from tinystories_slm.training.trackers import Tracker, flat, tracker_options
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching.record import read_metrics
+from tinystories_slm.training.watching.trackers import Tracker, flat, tracker_options
+from tinystories_slm.training.watching.tracking import RunRecord
 
 
 def scalars(run_dir, name) -> list[tuple[int, float]]:
@@ -75,8 +75,8 @@ import sys
 from accelerate import Accelerator
 from tinystories_slm.config import load_config
 from pathlib import Path
-from tinystories_slm.training.trackers import Tracker, tracker_options
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching.trackers import Tracker, tracker_options
+from tinystories_slm.training.watching.tracking import RunRecord
 config = load_config(Path(sys.argv[1]))
 for step, to in ((0, 7), (4, 9)):
     accelerator = Accelerator(**tracker_options(config))
@@ -111,7 +111,7 @@ def test_trackio_keeps_one_run_in_the_run_folder(tiny_run, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_done(tiny_run, monkeypatch):
-    monkeypatch.setattr("tinystories_slm.training.trackers.get_available_trackers", list)
+    monkeypatch.setattr("tinystories_slm.training.watching.trackers.get_available_trackers", list)
     config = tiny_run("--train.tracker", "trackio")
     with pytest.raises(
         InputError, match=r"train.tracker \(trackio\).*pip install 'tinystories_slm\[track\]'"

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tinystories_slm.data.artifacts import finished_file
-from tinystories_slm.training.record import read_metrics, read_samples
-from tinystories_slm.training.report import write_report
-from tinystories_slm.training.trackers import Tracker
+from tinystories_slm.training.watching.record import read_metrics, read_samples
+from tinystories_slm.training.watching.report import write_report
+from tinystories_slm.training.watching.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 

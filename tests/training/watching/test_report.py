@@ -13,8 +13,8 @@ from conftest import ROOT
 
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import InputError
-from tinystories_slm.training.report import ReportArgs, report, write_report
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching.report import ReportArgs, report, write_report
+from tinystories_slm.training.watching.tracking import RunRecord
 
 HOSTILE = "<script>alert(1)</script>\"'&amp; {{ 7 * 7 }}"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.training import display
-from tinystories_slm.training.display import Display, announce, in_bytes, in_flops, in_time
-from tinystories_slm.training.estimate import Peak, num_parameters
+from tinystories_slm.training.watching import display
+from tinystories_slm.training.watching.display import Display, announce, in_bytes, in_flops, in_time
+from tinystories_slm.training.watching.estimate import Peak, num_parameters
 
 METRICS = {"train/loss": 1.5, "train/tokens_per_second": 12345.6, "train/mfu": 0.314}
 

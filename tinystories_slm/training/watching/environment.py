@@ -13,7 +13,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from tinystories_slm.training.estimate import Peak
+from tinystories_slm.training.watching.estimate import Peak
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "tinystories_slm")
 

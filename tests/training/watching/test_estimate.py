@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.config import TrainArgs
-from tinystories_slm.training.estimate import (
+from tinystories_slm.training.optim import build_optimizers
+from tinystories_slm.training.watching.estimate import (
     Peak,
     disk_bytes,
     flops_per_token,
@@ -20,8 +21,7 @@ from tinystories_slm.training.estimate import (
     peak_flops,
     utilisation,
 )
-from tinystories_slm.training.estimate import _published_peak as published_peak
-from tinystories_slm.training.optim import build_optimizers
+from tinystories_slm.training.watching.estimate import _published_peak as published_peak
 
 _CPU = torch.device("cpu")
 

@@ -2,8 +2,8 @@ import pytest
 
 from tinystories_slm.data import builtin
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.training.record import entropy_per_token, read_metrics, read_samples
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching.record import entropy_per_token, read_metrics, read_samples
+from tinystories_slm.training.watching.tracking import RunRecord
 
 
 def test_stories_read_back_as_they_were_told(tmp_path):

@@ -17,9 +17,9 @@ from markupsafe import Markup
 from tinystories_slm.config import load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import InputError
-from tinystories_slm.training.chart import Curve, chart
-from tinystories_slm.training.estimate import num_parameters
-from tinystories_slm.training.record import entropy_per_token, read_metrics, read_samples
+from tinystories_slm.training.watching.chart import Curve, chart
+from tinystories_slm.training.watching.estimate import num_parameters
+from tinystories_slm.training.watching.record import entropy_per_token, read_metrics, read_samples
 
 # A run of a thousand evaluations tells the same story a thousand times.
 _MAX_STORIES = 12
@@ -73,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
 
 @cache
 def _template() -> Template:
-    loader = PackageLoader("tinystories_slm.training", ".")
+    loader = PackageLoader("tinystories_slm.training.watching", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,9 +1,9 @@
 import pytest
 from matplotlib.figure import Figure
 
-from tinystories_slm.training import tracking
-from tinystories_slm.training.record import read_metrics
-from tinystories_slm.training.tracking import RunRecord
+from tinystories_slm.training.watching import tracking
+from tinystories_slm.training.watching.record import read_metrics
+from tinystories_slm.training.watching.tracking import RunRecord
 
 
 def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
