@@ -314,15 +314,37 @@ def test_a_full_disk_a_read_only_folder_and_too_little_memory(tiny_run, tmp_path
     fault("the batch does not fit the memory", "says which knob to halve (exit code 2)")
 
 
+# Its second step lasts until it is asked to stop; with FOR_EVER, until it has to.
+WAITS_IN_A_STEP = """
+import os, time
+from tinystories_slm.cli import doorway
+from tinystories_slm.config import RunConfig
+from tinystories_slm.training import loop
+
+train_step = loop.train_step
+
+def waiting(run):
+    while run.progress.step == 1 and (run.stop.received is None or "FOR_EVER" in os.environ):
+        time.sleep(0.01)
+    return train_step(run)
+
+loop.train_step = waiting
+doorway(loop.train, RunConfig)
+"""
+
+
 def test_ctrl_c_once_saves_and_twice_stops_now(tiny_run, tmp_path, fault):
-    flags = ("--train.max_steps", "100000", "--train.save_every", "100000", "--train.eval_every", "100000")
-    save_config(tiny_run(*flags, "--train.batch_size", "4096"), tmp_path / "config.yaml")
-    command = [sys.executable, ROOT / "scripts" / "train.py", "--config", tmp_path / "config.yaml"]
+    save_config(tiny_run(), tmp_path / "config.yaml")
+    (tmp_path / "waits.py").write_text(WAITS_IN_A_STEP)
     codes = {}
     for times in (1, 2):
         output_dir = tmp_path / f"run{times}"
+        command = [sys.executable, tmp_path / "waits.py", "--config", tmp_path / "config.yaml"]
         process = subprocess.Popen(
-            [*command, f"--output_dir={output_dir}"], stderr=subprocess.PIPE, text=True
+            [*command, f"--output_dir={output_dir}"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | ({"FOR_EVER": "1"} if times == 2 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         while not (output_dir / "metrics.jsonl").exists() or not (output_dir / "metrics.jsonl").read_text():
             assert process.poll() is None
@@ -335,7 +357,7 @@ def test_ctrl_c_once_saves_and_twice_stops_now(tiny_run, tmp_path, fault):
         codes[times] = process.returncode
         assert "SIGINT: finishing the step, then saving" in told
         assert "Traceback" not in told
-        assert len(checkpoints(output_dir)) == 2 - times
+        assert [folder.name for folder in checkpoints(output_dir)] == ["step_000002"][: 2 - times]
 
     assert codes == {1: 75, 2: 130}
     fault("Ctrl-C", "the step is finished and saved: exit code 75")
