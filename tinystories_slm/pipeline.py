@@ -83,8 +83,8 @@ def _closing(text: str, report: dict[str, Any], config: RunConfig, seed: int) ->
 {rule}
 {summary(report)}
 
-run folder     {run_dir}: best/ is the model, samples.md its stories while it
-               learned, loss.png the curve, metrics.jsonl and config.yaml the record
+run folder     {run_dir}: best/ is the model, report.html the run on one page,
+               samples.md its stories while it learned, metrics.jsonl and config.yaml the record
 next           {again}     another story, in seconds
                source .venv/bin/activate
                {generate} --temperature {TEMPERATURE} --seed {seed}
