@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.data.tokenizer import END_OF_TEXT, learn_bpe
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -62,6 +64,20 @@ def tiny_model(seed: int = 0, scale: float = 8.0, **overrides) -> TinyStoriesFor
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
 def model(request: pytest.FixtureRequest) -> TinyStoriesForCausalLM:
     return tiny_model(**request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """280 entries: the end of text, 256 bytes, 23 merges."""
+    backend = learn_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_max_length=48)
+
+
+@pytest.fixture(scope="module")
+def teller(tokenizer) -> TinyStoriesForCausalLM:
+    """An untrained model of that vocabulary, that tells something."""
+    return tiny_model(vocab_size=len(tokenizer), scale=4.0)
 
 
 def run_script(

@@ -6,27 +6,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_model
-from transformers import PreTrainedTokenizerFast
+from conftest import ROOT
 
-from tinystories_slm.data.tokenizer import learn_bpe
 from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
-
-EOS = "<|endoftext|>"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    backend = learn_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=EOS, eos_token=EOS, pad_token=EOS, model_max_length=48
-    )
-
-
-@pytest.fixture(scope="module")
-def teller(tokenizer):
-    return tiny_model(vocab_size=len(tokenizer), scale=4.0)
 
 
 def test_the_model_folder_replaces_itself_whole(teller, tokenizer, tmp_path):

@@ -1,26 +1,11 @@
 import pytest
 import torch
 from conftest import tiny_model
-from transformers import PreTrainedTokenizerFast
 
-from tinystories_slm.data.tokenizer import learn_bpe
 from tinystories_slm.errors import InputError
 from tinystories_slm.generation import Sampling, StoryStream, begin, generate_stories, tell_stories
 
 EOS = "<|endoftext|>"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    backend = learn_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=EOS, eos_token=EOS, pad_token=EOS, model_max_length=48
-    )
-
-
-@pytest.fixture(scope="module")
-def teller(tokenizer):
-    return tiny_model(vocab_size=len(tokenizer), scale=4.0)
 
 
 def test_a_seed_makes_stories_exact_and_leaves_the_callers_randomness_alone(teller, tokenizer):

@@ -11,18 +11,13 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     StaticCache,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.export.native import native_model
 
 T = 24
 
@@ -323,66 +318,25 @@ def test_a_configuration_that_was_changed_is_validated_again():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_key_value_heads": 2}, {"bias": True}, {"qk_norm": True}], ids=str
+    "settings, name",
+    [
+        ({"family": "gpt"}, "GPT2LMHeadModel"),
+        ({"family": "gpt", "bias": True}, "GPT2LMHeadModel"),
+        ({"family": "modern"}, "LlamaForCausalLM"),
+        ({"family": "modern", "num_key_value_heads": 2}, "LlamaForCausalLM"),
+        ({"family": "modern", "bias": True}, "LlamaForCausalLM"),
+        ({"family": "modern", "qk_norm": True}, "Qwen3ForCausalLM"),
+    ],
+    ids=str,
 )
-def test_the_modern_family_is_llama_or_qwen3_to_the_bit(settings, dtype, input_ids, tmp_path):
-    ours = tiny_model(family="modern", **settings)
-    c = ours.config
-    shared = {
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_hidden_layers,
-        "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.norm_eps,
-        "rope_parameters": c.rope_parameters,
-        "attention_bias": c.bias,
-        "tie_word_embeddings": True,
-    }
-    if c.qk_norm:
-        theirs = Qwen3ForCausalLM(Qwen3Config(**shared))
-    else:
-        theirs = LlamaForCausalLM(LlamaConfig(**shared, mlp_bias=c.bias))
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    theirs.save_pretrained(tmp_path)  # and load: `.to(bfloat16)` would round their table of frequencies
-    theirs = type(theirs).from_pretrained(tmp_path, dtype=dtype).eval()
-    ours = ours.to(dtype)
+def test_a_family_is_a_class_of_transformers_to_the_bit(settings, name, dtype, input_ids, tmp_path):
+    ours = tiny_model(**settings)
+    native_model(ours).save_pretrained(tmp_path)
+    # Loaded, as `.to(bfloat16)` would round its table of frequencies.
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
 
-    assert torch.equal(ours(input_ids).logits, theirs(input_ids).logits)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_gpt_family_is_gpt2_to_the_bit(bias, input_ids):
-    ours = tiny_model(family="gpt", bias=bias)
-    c = ours.config
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=c.vocab_size,
-            n_positions=c.max_position_embeddings,
-            n_embd=c.hidden_size,
-            n_layer=c.num_hidden_layers,
-            n_head=c.num_attention_heads,
-            activation_function=c.hidden_act,
-            layer_norm_epsilon=c.norm_eps,
-        )
-    ).eval()
-    gpt2 = theirs.transformer
-    with torch.no_grad():
-        gpt2.wte.weight.copy_(ours.model.embed_tokens.weight)
-        gpt2.wpe.weight.copy_(ours.model.embed_positions.weight)
-        _copy(ours.model.norm, gpt2.ln_f)
-        for layer, block in zip(ours.model.layers, gpt2.h, strict=True):
-            _copy(layer.input_layernorm, block.ln_1)
-            _copy(layer.post_attention_layernorm, block.ln_2)
-            attention = layer.self_attn
-            _copy_linear([attention.q_proj, attention.k_proj, attention.v_proj], block.attn.c_attn)
-            _copy_linear([attention.o_proj], block.attn.c_proj)
-            _copy_linear([layer.mlp.up_proj], block.mlp.c_fc)
-            _copy_linear([layer.mlp.down_proj], block.mlp.c_proj)
-
-    assert torch.equal(ours(input_ids).logits, theirs(input_ids).logits)
+    assert type(theirs).__name__ == name and type(theirs).__module__.startswith("transformers.models.")
+    assert torch.equal(ours.to(dtype)(input_ids).logits, theirs(input_ids).logits)
 
 
 def test_the_model_files_import_nothing_of_ours():
@@ -406,14 +360,3 @@ def test_the_model_files_import_nothing_of_ours():
 def _assert_tying(model: TinyStoriesForCausalLM) -> None:
     tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert tied == model.config.tie_word_embeddings
-
-
-def _copy(norm: torch.nn.LayerNorm, gpt2_norm: torch.nn.LayerNorm) -> None:
-    gpt2_norm.weight.copy_(norm.weight)
-    gpt2_norm.bias.zero_() if norm.bias is None else gpt2_norm.bias.copy_(norm.bias)
-
-
-def _copy_linear(linears: list[torch.nn.Linear], conv: torch.nn.Module) -> None:
-    conv.weight.copy_(torch.cat([linear.weight for linear in linears]).t())  # GPT-2 stores [in, out]
-    biases = [torch.zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
-    conv.bias.copy_(torch.cat(biases))

@@ -90,6 +90,7 @@ VARIANTS = {
         *("--model.family", "modern", "--model.qk_norm", "true", "--model.dropout", "0.1"),
     ),
     "compiled": ("--train.compile", "true", "--model.dropout", "0.1"),
+    "compiled, bf16": ("--train.compile", "true", "--train.mixed_precision", "bf16"),
 }
 
 

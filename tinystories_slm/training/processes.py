@@ -98,17 +98,8 @@ def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -
     Raises:
         InputError: on every process, so that none waits for one that has gone.
     """
-    made, refusal = None, None
-    if accelerator.is_main_process:
-        try:
-            made = make()
-        except InputError as error:
-            refusal = str(error)
-    [refusal] = broadcast_object_list([refusal])
-    if refusal is not None:
-        _leave(accelerator)
-        raise InputError(refusal)
-    return made or make()
+    made = decided_by_first(accelerator, make)
+    return made if accelerator.is_main_process else make()
 
 
 def decided_by_first(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
