@@ -11,8 +11,10 @@ from tinystories_slm.config import load_config
 from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
+from tinystories_slm.training import run as run_module
 from tinystories_slm.training.checkpoints import checkpoints, read_progress, step_of
 from tinystories_slm.training.run import start_run
+from tinystories_slm.training.watching.estimate import Peak
 from tinystories_slm.training.watching.tracking import read_metrics
 
 
@@ -234,3 +236,23 @@ def test_compiled_blocks_train_like_plain_ones(tiny_run):
     for name in ("train/loss", "val/loss"):
         expected = list(series(plain, name).values())
         assert list(series(compiled, name).values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_peak_that_was_measured_too_low_is_measured_again(tiny_run, monkeypatch):
+    peaks = iter([Peak(1.0, "measured: on a busy machine")])
+    monkeypatch.setattr(
+        run_module, "peak_flops", lambda *_: next(peaks, Peak(1e15, "measured: on a quiet one"))
+    )
+    run_dir = train(tiny_run())
+
+    assert all(0 < share <= 1 for share in series(run_dir, "train/mfu").values())
+    assert json.loads((run_dir / "environment.json").read_text())["peak_flops_per_second"] == 1e15
+
+
+def test_the_end_is_reckoned_with_before_the_first_evaluation(tiny_run):
+    run = start_run(tiny_run())
+    run.seconds_per_token = 3.0
+    assert run.closing_seconds == sum(map(len, run.validation)) > 0  # forward alone, a third of training
+    run.progress.evaluation_seconds, run.progress.saving_seconds = 2.0, 0.5
+    assert run.closing_seconds == 2.5
+    run.close()
