@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from packaging.requirements import Requirement
 
+from tinystories_slm.allocator import keep_freed_memory
 from tinystories_slm.doctor.finding import Finding
 
 _TOLD = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "huggingface_hub")
@@ -138,8 +139,7 @@ def allocator() -> Iterator[Finding]:
     """Which memory allocator the process runs on, and whether the kernel gives it huge pages."""
     libraries = loaded_libraries()
     other = next((name for name in ("tcmalloc", "jemalloc", "mimalloc") if name in libraries), None)
-    tuned = "GLIBC_TUNABLES" in os.environ and other is None
-    yield Finding("allocator", "ok", other or f"the system's{', tuned by GLIBC_TUNABLES' if tuned else ''}")
+    yield Finding("allocator", "ok", other or keep_freed_memory())
     if _HUGE_PAGES.exists() and "[never]" in _HUGE_PAGES.read_text(encoding="utf-8"):
         yield Finding(
             "huge pages",
