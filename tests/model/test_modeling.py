@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.export.native import native_model
+from tinystories_slm.model.modeling_tinystories import linear_cross_entropy
 
 T = 24
 
@@ -127,6 +128,57 @@ def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
     assert model(input_ids, labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
     total = model(input_ids, labels=labels, num_items_in_batch=100).loss.item()
     assert total == pytest.approx(expected.item() * 3 * (T - 5) / 100, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_items_in_batch", [None, 7])
+def test_the_loss_alone_is_the_loss_of_the_logits(model, input_ids, num_items_in_batch, monkeypatch):
+    # Three pieces of 512 rows and a short one, as in training; labels with holes.
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, n, split=torch.Tensor.split: split(x, min(n, 20)))
+    labels = input_ids.masked_fill(input_ids % 7 == 0, -100)
+    losses, gradients = [], []
+    for loss_only in (False, True):
+        output = model(input_ids, labels=labels, loss_only=loss_only, num_items_in_batch=num_items_in_batch)
+        assert (output.logits is None) == loss_only
+        model.zero_grad()
+        (3 * output.loss).backward()
+        losses.append(output.loss.detach())
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    size = torch.stack([gradient.norm() for gradient in gradients[0].values()]).norm()
+    for name, expected in gradients[0].items():  # a key's bias has none but that of rounding
+        assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-7 * size, name
+
+
+def test_the_loss_alone_stays_close_in_bfloat16_and_finite_where_a_token_is_impossible(input_ids):
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 600, 16)
+    weight, labels = torch.randn(101, 16, requires_grad=True), torch.randint(0, 101, (2, 600))
+    expected = torch.nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), labels.flatten())
+    [expected_grad] = torch.autograd.grad(expected, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, labels)
+    [grad] = torch.autograd.grad(loss, weight)
+
+    assert loss.dtype == grad.dtype == torch.float32
+    assert abs(loss - expected) < 2e-3 * expected
+    assert (grad - expected_grad).norm() < 1e-2 * expected_grad.norm()
+    far = linear_cross_entropy(torch.full((1, 1, 16), 1e3), torch.eye(2, 16) * 9, torch.tensor([[1]]))
+    one_sided = linear_cross_entropy(torch.eye(1, 16)[None], torch.eye(2, 16) * 900, torch.tensor([[1]]))
+    assert far.item() == pytest.approx(math.log(2)) and one_sided.item() == pytest.approx(87.3, abs=0.1)
+
+
+def test_under_autocast_the_residual_stream_is_half_as_wide(model, input_ids):
+    widths = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, args, output: widths.append(output.dtype))
+    expected = model(input_ids, labels=input_ids).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids, labels=input_ids).loss
+
+    count = len(model.model.layers)
+    assert widths == [torch.float32] * count + [torch.bfloat16] * count
+    assert abs(loss - expected) < 2e-3 * expected
 
 
 def test_logits_to_keep_and_inputs_embeds(model, input_ids):

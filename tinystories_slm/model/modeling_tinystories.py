@@ -276,6 +276,10 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(position_ids)
         else:
             position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):
+            # As in a model loaded in that type; a float32 residual stream would be twice as many bytes.
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
 
         for layer in self.layers:
@@ -322,6 +326,68 @@ def _past_the_context(needed: int, context: int) -> str:
     )
 
 
+_IGNORED = -100
+"""The label of a token that is not to be predicted, as everywhere in PyTorch."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The summed cross entropy of labels (N,) under the logits `hidden @ weight.T`, some rows at a time.
+
+    Where the logits are known, so is their gradient, softmax(logits) - one_hot(label): it goes through
+    the head at once, and backward has only to scale (as in Liger's fused loss, arXiv 2410.10989). Products
+    run in the type of `hidden`, all else in float32.
+    `torch.nn.functional.linear_cross_entropy` takes twice as long on a CPU and rounds a bfloat16 loss.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, num_rows: int) -> Tensor:
+        head = weight.to(hidden.dtype)  # (V, C)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        for rows, targets, rows_grad in zip(
+            hidden.split(num_rows), labels.split(num_rows), hidden_grad.split(num_rows), strict=True
+        ):
+            counted = (targets != _IGNORED).unsqueeze(1)  # (n, 1)
+            targets = targets.clamp(min=0).unsqueeze(1)
+            grad = nn.functional.softmax(rows @ head.T, dim=-1, dtype=torch.float32)  # (n, V)
+            smallest = torch.finfo(torch.float32).tiny  # what underflows costs 87 nats, not infinitely many
+            loss -= (grad.gather(1, targets).clamp(min=smallest).log() * counted).sum()
+            grad.scatter_add_(1, targets, grad.new_full((), -1.0).expand_as(targets))
+            grad = grad.to(hidden.dtype)
+            torch.mm(grad, head, out=rows_grad)
+            rows_grad.mul_(counted)
+            weight_grad += grad.T @ (rows * counted)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss_grad: Tensor):
+        hidden_grad, weight_grad = ctx.saved_tensors
+        # A product in float32: fp16's scaled loss gradient would not fit fp16.
+        hidden_grad = (hidden_grad * loss_grad).to(hidden_grad.dtype)
+        return hidden_grad, weight_grad.mul_(loss_grad).to(ctx.weight_dtype), None, None
+
+
+def linear_cross_entropy(
+    hidden_states: Tensor, weight: Tensor, labels: Tensor, num_items: int | Tensor | None = None
+) -> Tensor:
+    """What `cross_entropy(hidden_states @ weight.T, labels)` gives, without holding all the logits.
+
+    `hidden_states` (B, T, C) predict `labels` (B, T), -100 is ignored; the sum in nats is divided by
+    `num_items`, or by the number of labels that are not ignored.
+    """
+    hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C)
+    labels = labels.reshape(-1).to(hidden_states.device)
+    if torch.is_autocast_enabled(hidden_states.device.type):
+        hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
+    # Rows of logits at a time: on a CPU few enough for its caches; elsewhere at most a gigabyte in float32.
+    num_rows = 512 if hidden_states.device.type == "cpu" else max(512, 2**28 // weight.shape[0])
+    loss = _LinearCrossEntropy.apply(hidden_states, weight, labels, num_rows)
+    return loss / ((labels != _IGNORED).sum() if num_items is None else num_items)
+
+
 class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
     """Token ids (B, T) to next-token logits (B, T, V), and their loss."""
 
@@ -351,6 +417,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits of the next token after each of `input_ids`, and the loss where `labels` are given.
@@ -358,6 +425,8 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         `labels` (B, T) are unshifted, usually equal to `input_ids`; -100 is ignored. The loss is in
         nats per predicted token: their mean, or with `num_items_in_batch` their sum divided by it.
         `logits_to_keep` computes only the last so many logits (0: all), or those at the given positions.
+        `loss_only`, for training, gives the loss over all of `labels` and no logits: those of a whole
+        batch, the largest tensor of a small model, then never exist. The loss can be differentiated once.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -368,6 +437,18 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        if loss_only and labels is not None:
+            return CausalLMOutputWithPast(
+                loss=linear_cross_entropy(
+                    outputs.last_hidden_state[:, :-1],
+                    self.lm_head.weight,
+                    labels[:, 1:],
+                    kwargs.get("num_items_in_batch"),
+                ),
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])  # (B, T or kept, V)
         loss = None
