@@ -64,7 +64,7 @@ def test_every_model_knob_is_a_field_of_the_architecture():
         (["--train.max_steps", "many"], ["train.max_steps", "'many'", "int"]),
         (["--train.max_steps", "1.5"], ["train.max_steps", "1.5", "int"]),
         (["--data.max_stories", "some"], ["data.max_stories", "'some'", "int or null"]),
-        (["--train.compile", "perhaps"], ["train.compile", "perhaps", "bool"]),
+        (["--train.compile", "perhaps"], ["train.compile", "perhaps", "bool", "auto"]),
         (["--train.mixed_precision", "bf8"], ["train.mixed_precision", "bf8", "'bf16'"]),
         (["--train.warmup_steps", "2000"], ["train.warmup_steps (2000)", "train.max_steps (2000)"]),
         (["--train.min_lr_rate", "5"], ["train.min_lr_rate (5.0)", "never above the peak"]),
@@ -74,7 +74,10 @@ def test_every_model_knob_is_a_field_of_the_architecture():
         (["--train.lr", "inf"], ["train.lr", "inf"]),
         (["--model.hidden_size", "100"], ["hidden_size (100)", "num_attention_heads (8)"]),
         (["--model.qk_norm", "true"], ["qk_norm", "family=modern"]),
-        (["--train.batch_size", "63"], ["train.batch_size (63)", "per_device_batch_size (16)"]),
+        (
+            ["--train.batch_size", "63", "--train.per_device_batch_size", "16"],
+            ["train.batch_size (63)", "per_device_batch_size (16)"],
+        ),
         (["--train.per_device_batch_size", "0"], ["train.per_device_batch_size (0)", "at least 1"]),
         (["--data.seq_len", "1"], ["data.seq_len (1)", "at least 2"]),
         (["--data.validation_fraction", "1.5"], ["data.validation_fraction (1.5)", "0.05"]),
@@ -135,7 +138,7 @@ def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
 
 def test_several_faults_are_told_at_once():
     with pytest.raises(InputError, match=r"train.lr \(-1.0\).*train.batch_size \(63\)"):
-        parse_config(["--train.lr", "-1", "--train.batch_size", "63"])
+        parse_config(["--train.lr", "-1", "--train.batch_size", "63", "--train.per_device_batch_size", "16"])
 
 
 def test_a_script_refuses_with_exit_code_2_and_no_traceback():

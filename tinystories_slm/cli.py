@@ -136,7 +136,7 @@ def _files_first(argv: Sequence[str]) -> list[str]:
 def _bare_flags(argv: Sequence[str], args_type: type) -> list[str]:
     """A switch with no value behind it, `--stream`, as jsonargparse wants it: `--stream=true`."""
     switches = {f"--{name}" for name in _option_names(args_type, of=bool)}
-    followers = [*argv[1:], "--"]
+    followers = [*argv, "--"][1:]
     return [
         f"{arg}=true" if arg in switches and follower.startswith("--") else arg
         for arg, follower in zip(argv, followers, strict=True)

@@ -97,8 +97,9 @@ class TrainArgs:
     is ahead of the steps. Null for no limit."""
     batch_size: int = 64
     """Sequences per optimizer step, over all processes."""
-    per_device_batch_size: int = 16
-    """Sequences one process forwards at once; gradient accumulation follows from it."""
+    per_device_batch_size: int | None = None
+    """Sequences one process forwards at once; gradient accumulation follows from it. Null for as many as
+    suit the device: some 1,000 tokens on a CPU, 32,000 elsewhere."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
     lr: float = 1e-3
@@ -131,8 +132,11 @@ class TrainArgs:
     """Where the lines of metrics.jsonl go as well, through Accelerate; files go under `output_dir`."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Type of the matrix products; `auto` is bf16 where the hardware multiplies it natively, else `no`."""
-    compile: bool = False
-    """Compile the transformer blocks with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the transformer blocks with torch.compile; `auto` does so on CUDA."""
+    attention: Literal["auto", "matmul", "sdpa", "eager", "flex_attention"] = "auto"
+    """Back-end of attention; `auto` is `matmul`, plain matrix products, for up to 1,024 tokens on a CPU,
+    else `sdpa`, torch's fused kernels."""
     resume: str = "auto"
     """`auto` goes on from the newest checkpoint of this run folder; `never` starts over; the path of a
     checkpoint of another run folder branches off from it."""
@@ -276,7 +280,8 @@ def _train_problems(train: TrainArgs) -> list[str]:
             f"train.warmup_steps ({train.warmup_steps}) must be below train.max_steps ({train.max_steps}); "
             "shorten the warm-up or lengthen the run"
         )
-    if train.per_device_batch_size >= 1 and train.batch_size % train.per_device_batch_size:
+    per_device_batch_size = train.per_device_batch_size or 1
+    if per_device_batch_size >= 1 and train.batch_size % per_device_batch_size:
         problems.append(
             f"train.batch_size ({train.batch_size}) must be a multiple of train.per_device_batch_size "
             f"({train.per_device_batch_size}); change either"

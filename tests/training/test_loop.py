@@ -145,7 +145,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 
 def test_muon_does_not_run_in_fp16(tiny_run, monkeypatch):
-    monkeypatch.setattr("tinystories_slm.training.processes.resolve_precision", lambda *_: "fp16")
+    monkeypatch.setattr("tinystories_slm.training.settings.resolve_precision", lambda *_: "fp16")
     with pytest.raises(InputError, match=r"fp16.*muon.*bf16"):
         start_run(tiny_run("--train.optimizer", "muon"))
 

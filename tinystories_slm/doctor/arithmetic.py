@@ -13,6 +13,7 @@ from tinystories_slm.doctor.finding import Finding, first_line
 from tinystories_slm.errors import InputError
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.training.precision import resolve_precision
+from tinystories_slm.training.settings import resolve_compile
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
@@ -125,7 +126,7 @@ def compilation(config: RunConfig, device: torch.device, run_precision: str) -> 
             if right
             else f"are {_listed(compiled)}, not {_listed(plain)}"
         )
-    if right or not config.train.compile:
+    if right or not resolve_compile(config.train, device):
         yield Finding("torch.compile", "ok" if right else "note", said)
     else:
         yield Finding("torch.compile", "PROBLEM", said, "--train.compile false")

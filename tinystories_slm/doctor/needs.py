@@ -17,6 +17,7 @@ from tinystories_slm.data.prepare import Manifest, prepared
 from tinystories_slm.data.sources import is_on_hub
 from tinystories_slm.doctor.finding import Finding, first_line
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
+from tinystories_slm.training.settings import resolve_per_device_batch_size
 from tinystories_slm.training.watching.estimate import disk_bytes, memory_bytes
 
 # Of the interpreter and its libraries, beside tensors; measured with everything imported.
@@ -56,7 +57,7 @@ def free_disk(folder: Path) -> int:
 
 def memory(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Finding]:
     """The estimated peak of training on one device against the memory that is free there."""
-    free, per_device = free_memory(device), config.train.per_device_batch_size
+    free, per_device = free_memory(device), resolve_per_device_batch_size(config, device)
     needed = _needed_memory(config, device, run_precision, per_device)
     said = (
         f"about {gb(needed)} needed by a process at train.per_device_batch_size {per_device}, {gb(free)} free"

@@ -17,6 +17,7 @@ from tinystories_slm.doctor.machine import ONE_HEAP
 from tinystories_slm.doctor.needs import manifest_of, vocab_size
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.training.optim import build_optimizers
+from tinystories_slm.training.settings import resolve_per_device_batch_size, resolve_settings
 from tinystories_slm.training.watching.estimate import flops_per_token
 
 OVERFIT_STEPS = 20
@@ -77,7 +78,11 @@ def duration(config: RunConfig, device: torch.device, run_precision: str) -> Ite
         f"({speed:,.0f} tokens/s)"
     )
     said += f", {num_evaluations} evaluations of {evaluation_s:.3g} s" if evaluation_s else ""
-    said += "" if rows == config.train.per_device_batch_size else f"; timed at {rows} sequences at once"
+    said += (
+        ""
+        if rows == resolve_per_device_batch_size(config, device)
+        else f"; timed at {rows} sequences at once"
+    )
     if config.train.max_minutes is not None and total_s > config.train.max_minutes * 60:
         yield Finding(
             "time", "ok", f"{said}; train.max_minutes ({config.train.max_minutes:g}) ends it before"
@@ -126,7 +131,9 @@ class Trainee:
         self.device, self.precision, self.train = device, run_precision, config.train
         num_ids = vocab_size(config)
         self.model = TinyStoriesForCausalLM(config.model_config(vocab_size=num_ids)).to(device).train()
-        if config.train.compile:
+        settings = resolve_settings(config, device)
+        self.model.set_attn_implementation(settings.attention)
+        if settings.compiled:
             for layer in self.model.model.layers:
                 layer.compile()
         self.optimizers = build_optimizers(self.model, config.train)
@@ -157,7 +164,7 @@ class Trainee:
 
     def _backward(self) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "no"):
-            loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False, loss_only=True).loss
         self.scaler.scale(loss).backward()
         return loss.detach()
 
@@ -173,7 +180,7 @@ class Trainee:
 
 def _rows_to_time(config: RunConfig, device: torch.device, run_precision: str) -> int:
     """The micro-batch, or as much of it as keeps a step within seconds here."""
-    rows = config.train.per_device_batch_size
+    rows = resolve_per_device_batch_size(config, device)
     model = config.model_config(vocab_size=vocab_size(config))
     row_flops = flops_per_token(model, config.data.seq_len) * config.data.seq_len
     most = _LONGEST_STEP_S * matmul_flops(device, DTYPES[run_precision]) / 3  # a model reaches a third

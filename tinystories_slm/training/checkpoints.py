@@ -44,6 +44,7 @@ _FREE_TO_CHANGE = {
     "train.keep_checkpoints",
     "train.per_device_batch_size",
     "train.compile",
+    "train.attention",
 }
 
 

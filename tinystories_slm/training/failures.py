@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import InputError
+from tinystories_slm.training.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _NOT_WRITTEN = ("inline_container", "PytorchStreamWriter", "unexpected pos")
 
 
 @contextlib.contextmanager
-def plainly(config: RunConfig) -> Iterator[None]:
+def plainly(config: RunConfig, settings: Settings) -> Iterator[None]:
     """Turn what the machine refuses into the knob to turn; anything else passes through.
 
     Raises:
@@ -34,7 +35,7 @@ def plainly(config: RunConfig) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says(error, _NO_MEMORY):
             raise _told(
-                f"out of memory; halve train.per_device_batch_size ({config.train.per_device_batch_size}), "
+                f"out of memory; halve train.per_device_batch_size ({settings.per_device_batch_size}), "
                 f"which changes memory and not the result; {_SAVED}"
             ) from error
         if isinstance(error, OSError) and str(error.filename).startswith(str(config.data.data_dir)):

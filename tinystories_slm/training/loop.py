@@ -45,7 +45,7 @@ def train(config: RunConfig) -> Path:
         logger.info("%s is trained to its end already", config.output_dir)
         return config.output_dir
     run = start_run(config)
-    with closing(run), run.stop, plainly(config):
+    with closing(run), run.stop, plainly(config, run.settings):
         while not (run.progress.finished or run.stop_agreed):
             update = train_step(run)
             agree(run)
@@ -84,7 +84,7 @@ def train_step(run: Run) -> dict[str, float]:
     for input_ids in micro_batches(run):  # (per_device_batch_size, seq_len)
         with accelerator.accumulate(model):
             # Every window is full, so the mean over micro-batches is the mean over the batch's tokens.
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, loss_only=True).loss
             accelerator.backward(loss)
             step_loss += loss.detach() / accelerator.gradient_accumulation_steps
             if accelerator.sync_gradients:
@@ -137,7 +137,7 @@ def micro_batches(run: Run) -> Iterator[torch.Tensor]:
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
     rows = run.windows.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
-    yield from torch.from_numpy(rows).to(accelerator.device).split(args.per_device_batch_size)
+    yield from torch.from_numpy(rows).to(accelerator.device).split(run.settings.per_device_batch_size)
 
 
 def log(run: Run, update: dict[str, float]) -> None:
@@ -177,7 +177,7 @@ def evaluate(run: Run) -> None:
         if better:
             progress.best_loss, progress.best_step = loss, progress.step
         if run.accelerator.is_main_process:
-            with _eager(args.compile):
+            with _eager(run.settings.compiled):
                 [story] = generate_stories(
                     model,
                     run.tokenizer,
@@ -195,12 +195,12 @@ def evaluate(run: Run) -> None:
 def validation_loss(run: Run, model: TinyStoriesForCausalLM) -> float:
     """Nats per token over every validation token once, shared out among the processes."""
     accelerator = run.accelerator
-    with _eager(run.config.train.compile):
+    with _eager(run.settings.compiled):
         scores = score_stories(
             model,
             run.validation[accelerator.process_index :: accelerator.num_processes],
             eos_token_id=run.tokenizer.eos_token_id,
-            batch_size=2 * run.config.train.per_device_batch_size,
+            batch_size=2 * run.settings.per_device_batch_size,
             autocast=accelerator.autocast(),
         )
     shares = gather_object([(scores.nats.sum(), scores.num_tokens.sum())])

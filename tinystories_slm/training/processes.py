@@ -16,9 +16,9 @@ from accelerate.utils import (
 )
 from torch.distributed import distributed_c10d
 
-from tinystories_slm.config import TrainArgs
+from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import InputError
-from tinystories_slm.training.precision import resolve_precision
+from tinystories_slm.training.settings import Settings, resolve_settings
 
 Decision = TypeVar("Decision")
 
@@ -27,22 +27,15 @@ _PREPARED_WITHIN = timedelta(hours=12)
 _ANSWER_WITHIN = timedelta(minutes=30)
 
 
-def build_accelerator(args: TrainArgs, **options: Any) -> Accelerator:
-    """All processes of this launch, with `args.batch_size` shared out among them; `options` are Accelerate's.
+def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, Settings]:
+    """All processes of this launch, sharing out the batch; `options` are Accelerate's.
 
     Raises:
         InputError: the batch cannot be shared out so, or the processes did not find each other.
     """
-    state = _processes()
-    per_forward = args.per_device_batch_size * state.num_processes
-    if args.batch_size % per_forward:
-        raise InputError(
-            f"train.batch_size ({args.batch_size}) must be a multiple of train.per_device_batch_size x "
-            f"processes ({args.per_device_batch_size} x {state.num_processes}); change either, or launch "
-            "with another --num_processes"
-        )
-    precision = resolve_precision(args.mixed_precision, state.device)
-    if precision == "fp16" and args.optimizer == "muon":
+    args, state = config.train, _processes()
+    settings = resolve_settings(config, state.device, state.num_processes)
+    if settings.precision == "fp16" and args.optimizer == "muon":
         raise InputError(
             "train.mixed_precision (fp16) scales gradients for one optimizer, and train.optimizer (muon) "
             "makes two; use bf16 or no, or adamw"
@@ -51,9 +44,10 @@ def build_accelerator(args: TrainArgs, **options: Any) -> Accelerator:
     # trains more than one run.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=settings.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.batch_size // per_forward, sync_with_dataloader=False
+            num_steps=args.batch_size // (settings.per_device_batch_size * state.num_processes),
+            sync_with_dataloader=False,
         ),
         step_scheduler_with_optimizer=False,
         **options,
@@ -63,7 +57,7 @@ def build_accelerator(args: TrainArgs, **options: Any) -> Accelerator:
             "train.optimizer (muon) makes two optimizers, and Accelerate's FSDP saves one; use adamw, or "
             "configs/accelerate/gpu_8_ddp.yaml"
         )
-    return accelerator
+    return accelerator, settings
 
 
 def _processes() -> PartialState:

@@ -44,6 +44,7 @@ from tinystories_slm.training.run_folder import (
     prepare_run_folder,
     run_of,
 )
+from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.watching.display import Display, Stopwatch, announce
 from tinystories_slm.training.watching.environment import write_environment
@@ -59,6 +60,8 @@ class Run:
 
     config: RunConfig
     accelerator: Accelerator
+    settings: Settings
+    """What every `auto` of `config` stands for here."""
     tokenizer: PreTrainedTokenizerBase
     windows: Windows
     validation: list[np.ndarray]
@@ -124,9 +127,7 @@ class Run:
         again = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
         self.peak = max(self.peak, again, key=lambda peak: peak.flops_per_second)
         if self.accelerator.is_main_process:
-            write_environment(
-                self.config.output_dir, self.accelerator, compiled=self.config.train.compile, peak=self.peak
-            )
+            write_environment(self.config.output_dir, self.accelerator, self.settings, self.peak)
         return utilisation(tokens_per_second, per_token, self.peak, num_processes=num_processes)
 
     def due(self, every: int) -> bool:
@@ -146,11 +147,11 @@ def start_run(config: RunConfig) -> Run:
     Whatever can be wrong is refused before the data are prepared and before anything is overwritten.
     """
     began_s = time.perf_counter()
-    accelerator = build_accelerator(config.train, **tracker_options(config))
+    accelerator, settings = build_accelerator(config, **tracker_options(config))
     lock = FileLock(config.output_dir / "run.lock", blocking=False)
     checkpoint = decided_by_first(accelerator, lambda: claim_run_folder(config, lock))
     try:
-        return _build_run(config, accelerator, lock, checkpoint, began_s)
+        return _build_run(config, accelerator, settings, lock, checkpoint, began_s)
     except BaseException:
         if lock.is_locked:
             leave_run_folder(config.output_dir, lock)
@@ -158,7 +159,12 @@ def start_run(config: RunConfig) -> Run:
 
 
 def _build_run(
-    config: RunConfig, accelerator: Accelerator, lock: FileLock, checkpoint: Path | None, began_s: float
+    config: RunConfig,
+    accelerator: Accelerator,
+    settings: Settings,
+    lock: FileLock,
+    checkpoint: Path | None,
+    began_s: float,
 ) -> Run:
     args = config.train
     manifest = main_process_first(accelerator, lambda: prepared(config.data, config.tokenizer))
@@ -181,7 +187,8 @@ def _build_run(
         model = load_initial_weights(config.model.init_from, model_config, tokenizer)
     else:
         model = TinyStoriesForCausalLM(model_config)
-    if args.compile:
+    model.set_attn_implementation(settings.attention)
+    if settings.compiled:
         for layer in model.model.layers:
             layer.compile()  # in place: every name and every saved file stays as it is without
     optimizers = build_optimizers(model, args)
@@ -190,18 +197,19 @@ def _build_run(
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
         progress = read_progress(checkpoint)
-    with plainly(config):
+    with plainly(config, settings):
         if accelerator.is_main_process:
             prepare_run_folder(config, manifest, checkpoint, progress)
         accelerator.wait_for_everyone()
 
         peak = peak_flops(accelerator.device, accelerator.mixed_precision)
         if accelerator.is_main_process:
-            write_environment(config.output_dir, accelerator, compiled=args.compile, peak=peak)
-            announce(config, accelerator, model_config, manifest, peak, step=progress.step)
+            write_environment(config.output_dir, accelerator, settings, peak)
+            announce(config, accelerator, settings, model_config, manifest, peak, step=progress.step)
         return Run(
             config=config,
             accelerator=accelerator,
+            settings=settings,
             tokenizer=tokenizer,
             windows=windows,
             validation=list(read_stories(validation, manifest.eos_token_id, limit=args.eval_stories)),

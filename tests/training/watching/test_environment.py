@@ -7,16 +7,18 @@ from types import SimpleNamespace
 
 import torch
 
+from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.watching import environment
 from tinystories_slm.training.watching.environment import hardware, write_environment
 from tinystories_slm.training.watching.estimate import Peak
 
 _CPU = torch.device("cpu")
+_SETTINGS = Settings("bf16", "matmul", False, 4, 2, "glibc's, keeping what is freed")
 
 
 def test_what_a_run_is_computed_on_and_with_is_written_down(tmp_path):
     accelerator = SimpleNamespace(device=_CPU, num_processes=2, mixed_precision="bf16")
-    path = write_environment(tmp_path, accelerator, compiled=False, peak=Peak(2e11, "measured: so and so"))
+    path = write_environment(tmp_path, accelerator, _SETTINGS, Peak(2e11, "measured: so and so"))
     written = json.loads(path.read_text())
     assert path == tmp_path / "environment.json"
     assert written["packages"].pop("python") == platform.python_version()
@@ -30,6 +32,10 @@ def test_what_a_run_is_computed_on_and_with_is_written_down(tmp_path):
         "num_processes": 2,
         "mixed_precision": "bf16",
         "compile": False,
+        "attention": "matmul",
+        "per_device_batch_size": 4,
+        "num_threads": 2,
+        "allocator": "glibc's, keeping what is freed",
         "peak_flops_per_second": 2e11,
         "peak_source": "measured: so and so",
     }
@@ -37,7 +43,7 @@ def test_what_a_run_is_computed_on_and_with_is_written_down(tmp_path):
 
 def test_it_names_nobody(tmp_path):
     accelerator = SimpleNamespace(device=_CPU, num_processes=1, mixed_precision="no")
-    text = write_environment(tmp_path, accelerator, compiled=True, peak=Peak(1.0, "x")).read_text()
+    text = write_environment(tmp_path, accelerator, _SETTINGS, Peak(1.0, "x")).read_text()
     words = text.replace('"', " ").replace(",", " ").split()
     assert socket.gethostname() not in words and getpass.getuser() not in words
     assert "/" not in text

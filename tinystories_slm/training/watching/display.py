@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.model import TinyStoriesConfig
+from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.watching.estimate import (
     Peak,
     disk_bytes,
@@ -34,6 +35,7 @@ _STEPS_TO_KNOW = 20
 def announce(
     config: RunConfig,
     accelerator: Accelerator,
+    settings: Settings,
     model_config: TinyStoriesConfig,
     manifest: Manifest,
     peak: Peak,
@@ -63,9 +65,10 @@ def announce(
         "" if accelerator.gradient_accumulation_steps == 1 else "es",
         f"; resumed at step {step}" if step else "",
     )  # fmt: skip
+    logger.info("with: %s", settings.told())
     memory = memory_bytes(
         model_config,
-        per_device_batch_size=args.per_device_batch_size,
+        per_device_batch_size=settings.per_device_batch_size,
         seq_len=config.data.seq_len,
         precision=accelerator.mixed_precision,
         optimizer=args.optimizer,

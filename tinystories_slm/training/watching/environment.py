@@ -13,12 +13,13 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.watching.estimate import Peak
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "tinystories_slm")
 
 
-def write_environment(run_dir: Path, accelerator: Accelerator, *, compiled: bool, peak: Peak) -> Path:
+def write_environment(run_dir: Path, accelerator: Accelerator, settings: Settings, peak: Peak) -> Path:
     """Write `environment.json`, anew at each start, as a run may go on elsewhere.
 
     It names hardware and packages and neither the host, nor the user, nor a path.
@@ -28,7 +29,11 @@ def write_environment(run_dir: Path, accelerator: Accelerator, *, compiled: bool
         "device": accelerator.device.type,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "compile": compiled,
+        "compile": settings.compiled,
+        "attention": settings.attention,
+        "per_device_batch_size": settings.per_device_batch_size,
+        "num_threads": settings.num_threads,
+        "allocator": settings.allocator,
         "packages": packages(),
         "peak_flops_per_second": peak.flops_per_second,
         "peak_source": peak.source,

@@ -1,0 +1,96 @@
+"""What a run is computed with: every `auto` resolved, by rules that docs/speed.md has the figures for."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tinystories_slm.allocator import keep_freed_memory
+from tinystories_slm.config import RunConfig, TrainArgs
+from tinystories_slm.errors import InputError
+from tinystories_slm.training.attention import choose_attention
+from tinystories_slm.training.precision import resolve_precision
+
+# A CPU is as fast with a thousand tokens at once as with more, and a thousand need the least memory; a GPU
+# needs many to be busy.
+_TOKENS_AT_ONCE = {"cpu": 1_024}
+_TOKENS_AT_ONCE_ELSEWHERE = 32_768
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one process of a run computes."""
+
+    precision: str
+    """`no`, `fp16` or `bf16`, for Accelerate."""
+    attention: str
+    """Of transformers' `attn_implementation`, or our `matmul`."""
+    compiled: bool
+    """Whether torch.compile compiles the blocks."""
+    per_device_batch_size: int
+    """Sequences in a forward."""
+    num_threads: int
+    """Of a matrix product on the CPU; set `OMP_NUM_THREADS` for another number."""
+    allocator: str
+    """Of the CPU's memory, for people; see `keep_freed_memory`."""
+
+    def told(self) -> str:
+        """`4 sequences at once, matmul attention, ...`, for the first lines of a run."""
+        threads = f"{self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
+        compiled = "compiled" if self.compiled else "not compiled"
+        sequences = f"{self.per_device_batch_size} sequence{'' if self.per_device_batch_size == 1 else 's'}"
+        return (
+            f"{sequences} at once, {self.attention} attention, {compiled}, {threads}, memory {self.allocator}"
+        )
+
+
+def resolve_settings(config: RunConfig, device: torch.device, num_processes: int = 1) -> Settings:
+    """The settings of one of `num_processes` processes, each on a `device` of its own.
+
+    Raises:
+        InputError: the device cannot compute so, or the batch cannot be shared out so.
+    """
+    args = config.train
+    return Settings(
+        precision=resolve_precision(args.mixed_precision, device),
+        attention=choose_attention(device, config.data.seq_len)
+        if args.attention == "auto"
+        else args.attention,
+        compiled=resolve_compile(args, device),
+        per_device_batch_size=resolve_per_device_batch_size(config, device, num_processes),
+        num_threads=torch.get_num_threads(),
+        allocator=keep_freed_memory(),
+    )
+
+
+def resolve_compile(args: TrainArgs, device: torch.device) -> bool:
+    """Whether the blocks are compiled; `auto` compiles them on CUDA.
+
+    On a CPU that gained nothing once freed memory is kept, costs its own time at the start, and has been
+    seen to give nan where the CPU has AMX (torch 2.13).
+    """
+    return device.type == "cuda" if args.compile == "auto" else args.compile
+
+
+def resolve_per_device_batch_size(config: RunConfig, device: torch.device, num_processes: int = 1) -> int:
+    """Sequences in a forward of each process: as configured, or as many as suit the device.
+
+    Raises:
+        InputError: the batch cannot be shared out so.
+    """
+    args = config.train
+    if args.per_device_batch_size is not None:
+        if args.batch_size % (args.per_device_batch_size * num_processes):
+            raise InputError(
+                f"train.batch_size ({args.batch_size}) must be a multiple of train.per_device_batch_size x "
+                f"processes ({args.per_device_batch_size} x {num_processes}); change either, or launch with "
+                "another --num_processes"
+            )
+        return args.per_device_batch_size
+    if args.batch_size % num_processes:
+        raise InputError(
+            f"train.batch_size ({args.batch_size}) must be a multiple of the processes ({num_processes}); "
+            "change it, or launch with another --num_processes"
+        )
+    share = args.batch_size // num_processes
+    most = _TOKENS_AT_ONCE.get(device.type, _TOKENS_AT_ONCE_ELSEWHERE) // config.data.seq_len
+    return max(rows for rows in range(1, share + 1) if share % rows == 0 and rows <= max(1, most))
