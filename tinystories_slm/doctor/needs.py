@@ -85,6 +85,7 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
         precision=run_precision,
         optimizer=config.train.optimizer,
         device_type=device.type,
+        attention=None if config.train.attention == "auto" else config.train.attention,
     )
     return _MARGIN * estimate.total + _PROCESS_BYTES
 

@@ -35,7 +35,7 @@ class TinyStoriesRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.to(torch.float32)
         x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return (self.weight * x32.to(x.dtype)).to(x.dtype)  # 16-bit also where autocast has float32 weights
 
 
 def _norm(config: TinyStoriesConfig) -> nn.Module:
@@ -274,12 +274,12 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         if self.config.family == "gpt":
             self._check_context(position_ids, num_past, positions_given)
             hidden_states = hidden_states + self.embed_positions(position_ids)
-        else:
-            position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
             # As in a model loaded in that type; a float32 residual stream would be twice as many bytes.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
+        if self.config.family == "modern":
+            position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
 
         for layer in self.layers:

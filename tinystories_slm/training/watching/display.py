@@ -74,6 +74,7 @@ def announce(
         optimizer=args.optimizer,
         num_processes=accelerator.num_processes,
         device_type=accelerator.device.type,
+        attention=settings.attention,
     )
     disk = disk_bytes(model_config, optimizer=args.optimizer, keep_checkpoints=args.keep_checkpoints)
     logger.info(

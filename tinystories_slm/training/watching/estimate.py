@@ -8,11 +8,14 @@ from typing import NamedTuple
 import torch
 
 from tinystories_slm.model import TinyStoriesConfig
+from tinystories_slm.training.attention import MATMUL, choose_attention
 
 # What a model folder or a checkpoint holds beside numbers: tokenizer, model code, random states.
 _FOLDER_BYTES = 500_000
 _BYTES_PER_TOKENIZER_ENTRY = 60
 _MEASURING_S = 0.1
+# Of `matmul_attention_forward`: queries that go together, up to the last of whose keys scores are kept.
+_QUERIES_AT_ONCE = 128
 
 
 def num_parameters(config: TinyStoriesConfig) -> int:
@@ -212,33 +215,39 @@ def memory_bytes(
     optimizer: str,
     num_processes: int = 1,
     device_type: str = "cpu",
+    attention: str | None = None,
 ) -> Memory:
     """Expected peak memory of training on one device, beside what Python and torch take themselves.
 
-    With P parameters, N of them in matrix products, B x T tokens in a micro-batch and a vocabulary of V:
+    With P parameters, N of them in matrix products, B x T tokens in a micro-batch, C hidden numbers, a
+    vocabulary of V, and w bytes a number, 4 or in mixed precision 2:
 
     - weights: 4 P, and 2 N for the 16-bit copies that mixed precision makes of the matrices;
-    - gradients: 4 P, and 4 P more for the buckets that several processes exchange;
+    - gradients: 4 P, and 4 P more for the buckets that several processes exchange; 4 V C for that of the
+      head, which the loss keeps apart from forward to backward;
     - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
     - activations: what backward reads again, per block and token (see `_activation_bytes_per_token`);
-    - logits: 12 B T V, as the log-probabilities, the loss's gradient with respect to them and that with
-      respect to the logits, float32 in every precision, live at once.
+    - logits: those of n tokens at a time (see `linear_cross_entropy`), of which 12 n V live at once:
+      logits, softmax, what became of the piece before and, in mixed precision, the logits in float32.
+      Where n is small, w n V and the head's gradient of one piece, 4 V C, are more; in mixed precision
+      that is 6 V C, as it is made in 16 bits and added in float32.
 
-    Attention is taken not to keep its scores, which flash and memory-efficient kernels do not; on a CPU
-    with dropout there is no such kernel, and 3 H T float32 a token and block are added. `train.compile`
-    fuses what is counted here as separate and stays below.
+    `attention` is the back-end, by default the one that `choose_attention` takes. `train.compile` fuses
+    what is counted here as separate and stays below.
     """
-    P = num_parameters(config)
+    P, V, C = num_parameters(config), config.vocab_size, config.hidden_size
     matrices = config.num_hidden_layers * _block_matrices(config)
     tokens = per_device_batch_size * seq_len
-    copies = 2 * (matrices + _head(config)) if precision in ("fp16", "bf16") else 0
-    per_token = _activation_bytes_per_token(config, seq_len, precision, device_type)
+    mixed = precision in ("fp16", "bf16")
+    attention = attention or choose_attention(torch.device(device_type), seq_len)
+    per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
+    rows = min(tokens, 512 if device_type == "cpu" else max(512, 2**28 // V))
     return Memory(
-        weights=4 * P + copies,
-        gradients=4 * P * (2 if num_processes > 1 else 1),
+        weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
+        gradients=4 * P * (2 if num_processes > 1 else 1) + 4 * V * C,
         optimizer=_optimizer_bytes(config, optimizer),
-        activations=tokens * per_token,
-        logits=12 * tokens * config.vocab_size,
+        activations=round(tokens * per_token),
+        logits=max(12 * rows * V, (2 * rows + 6 * C) * V if mixed else (4 * rows + 4 * C) * V),
     )
 
 
@@ -248,31 +257,59 @@ def _optimizer_bytes(config: TinyStoriesConfig, optimizer: str) -> int:
 
 
 def _activation_bytes_per_token(
-    config: TinyStoriesConfig, seq_len: int, precision: str, device_type: str
-) -> int:
-    """Of all blocks and the last norm; C hidden, I feed-forward, q and k the heads' numbers.
+    config: TinyStoriesConfig, seq_len: int, mixed: bool, device_type: str, attention: str
+) -> float:
+    """Of all blocks and the last norm; C hidden numbers, I of the feed-forward layer.
 
-    A block keeps, w bytes each (4, or 2 in mixed precision): queries, keys, values, attention's output
-    (2 q + 2 k), the feed-forward layer's inner results (2 I, gated 4 I), the inputs of its matrices
-    (2 C; in mixed precision one cast copy for each matrix, 4 C or gated 5 C), and in float32 the inputs of
-    the two norms (2 C; the modern family's also what they normalized, 4 C). QK-norm keeps its input and
-    result as well.
+    A block keeps, w bytes each (4, or 2 in mixed precision): the feed-forward layer's inner results (2 I,
+    gated 4 I), and the inputs of its matrices (2 C). Where autocast gives LayerNorm's result in float32,
+    except on a CPU, that is one cast copy for each matrix, 4 C.
+    Of each of its two norms it keeps the input (C), in float32 but for a CPU's LayerNorm, and RMSNorm
+    also what it normalized (C, w bytes). QK-norm keeps the same of queries and keys. Dropout keeps masks,
+    in the type of what it drops on a CPU, else one byte. For the rest see `_attention_bytes_per_token`.
+    Behind the last norm the loss keeps the gradient of its result (C).
     """
-    C, mixed = config.hidden_size, precision in ("fp16", "bf16")
+    C, width = config.hidden_size, 2 if mixed else 4
     modern = config.family == "modern"
-    width = 2 if mixed else 4
-    q = config.num_attention_heads * config.head_dim
-    k = config.num_key_value_heads * config.head_dim
-    inputs = (5 if modern else 4) * C if mixed else 2 * C
-    block = width * (2 * q + 2 * k + (4 if modern else 2) * config.intermediate_size + inputs)
-    norm = (8 if modern else 4) * C
-    block += 2 * norm
+    norm_width = width if device_type == "cpu" and not modern else 4
+    inputs = 2 * C if modern or norm_width == width else 4 * C
+    norm = (norm_width + (width if modern else 0)) * C
+    block = width * ((4 if modern else 2) * config.intermediate_size + inputs) + 2 * norm
+    block += _attention_bytes_per_token(config, seq_len, width, device_type, attention)
     if config.qk_norm:
-        block += (4 + width) * (q + k)
-    if config.dropout > 0:
-        block += 2 * C * (4 if device_type == "cpu" else 1)  # the masks
-        block += 12 * config.num_attention_heads * seq_len if device_type == "cpu" else 0
-    return config.num_hidden_layers * block + norm + width * C
+        block += (4 + width) * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    mask = (width if device_type == "cpu" else 1) * C if config.dropout > 0 else 0
+    return config.num_hidden_layers * (block + 2 * mask) + mask + norm + width * C
+
+
+def _attention_bytes_per_token(
+    config: TinyStoriesConfig, seq_len: int, width: int, device_type: str, attention: str
+) -> float:
+    """Of one block: H heads' scores, and q and k numbers of the query heads and the key-value heads.
+
+    Fused kernels keep queries, keys, values and the output (2 q + 2 k, w bytes each), and of the scores
+    a sum in float32 (H). Written out, keys and values are repeated for every query head (4 q), and for every
+    key that a query is compared with the weights are kept (H, by `matmul` w bytes each, by `eager` 4), and
+    what becomes of them by dropout or a cast to 16 bits (H, w bytes), and dropout's mask (H). With dropout
+    `sdpa` has no fused kernel on a CPU, and is written out in float32.
+    """
+    H, q = config.num_attention_heads, config.num_attention_heads * config.head_dim
+    k, drops = config.num_key_value_heads * config.head_dim, config.dropout > 0
+    if attention == "sdpa" and device_type == "cpu" and drops:
+        return 4 * 4 * q + 12 * H * seq_len
+    if attention not in (MATMUL, "eager"):
+        return width * (2 * q + 2 * k) + 4 * H
+    keys, weight = (_mean_keys(seq_len), width) if attention == MATMUL else (seq_len, 4)
+    score = weight + (width if drops or weight != width else 0)
+    score += (width if device_type == "cpu" else 1) if drops else 0
+    return width * 4 * q + score * H * keys
+
+
+def _mean_keys(seq_len: int) -> float:
+    """Keys that `matmul` attention computes the scores of, for the mean of `seq_len` queries."""
+    ends = [min(start + _QUERIES_AT_ONCE, seq_len) for start in range(0, seq_len, _QUERIES_AT_ONCE)]
+    begins = [0, *ends[:-1]]
+    return sum((end - begin) * end for begin, end in zip(begins, ends, strict=True)) / seq_len
 
 
 @dataclass(frozen=True)
