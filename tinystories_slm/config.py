@@ -104,6 +104,11 @@ class TrainArgs:
     """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
     lr: float = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: `cosine`: half a cosine; `wsd` (warm-up, stable, decay): the peak, and a straight
+    line down at the end."""
+    decay_fraction: float = 0.2
+    """Share of the steps after the warm-up, or of their time, over which `wsd` decays; 1 for all of them."""
     min_lr_rate: float = 0.1
     """Final learning rate as a share of the peak, reached at the last step."""
     warmup_steps: int = 100
@@ -267,6 +272,10 @@ def _train_problems(train: TrainArgs) -> list[str]:
         problems.append(
             f"train.min_lr_rate ({train.min_lr_rate}) must lie between 0 and 1: the final learning rate "
             "is this share of train.lr, never above the peak"
+        )
+    if not 0.0 < train.decay_fraction <= 1.0:
+        problems.append(
+            f"train.decay_fraction ({train.decay_fraction}) must be above 0 and at most 1; try 0.2"
         )
     if train.resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", Path(train.resume).name):
         problems.append(

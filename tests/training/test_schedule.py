@@ -25,10 +25,20 @@ def test_the_course_of_the_learning_rate_step_by_step():
     assert rates[-1] == pytest.approx(0.1)  # the floor is reached at the last step, not after it
 
 
+def test_the_course_of_wsd_step_by_step():
+    settings = {"lr": 1.0, "warmup_steps": 2, "max_steps": 12, "min_lr_rate": 0.1, "schedule": "wsd"}
+    rates = learning_rates(**settings, decay_fraction=0.4)
+
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1])
+    all_the_way = learning_rates(**settings | {"min_lr_rate": 0.0}, decay_fraction=1.0)
+    assert all_the_way == pytest.approx([0.5, 1.0, *(1 - s / 10 for s in range(1, 11))])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 50])
-def test_it_never_rises_after_the_warm_up_and_never_leaves_its_bounds(warmup):
+def test_it_never_rises_after_the_warm_up_and_never_leaves_its_bounds(warmup, schedule):
     # Published recipes (LinearLR, then CosineAnnealingLR with eta_min 5e-4) rise to five times their lr.
-    rates = learning_rates(lr=1e-4, warmup_steps=warmup, max_steps=200, min_lr_rate=0.0)
+    rates = learning_rates(lr=1e-4, warmup_steps=warmup, max_steps=200, min_lr_rate=0.0, schedule=schedule)
 
     assert max(rates) <= 1e-4 + 1e-12
     assert all(later <= earlier for earlier, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
@@ -51,12 +61,40 @@ def test_it_is_what_transformers_calls_cosine_warmup_with_min_lr():
         theirs.step()
 
 
-@given(st.lists(st.floats(0, 1), min_size=20, max_size=20).map(sorted))
-def test_whatever_the_clock_does_it_never_rises_after_the_warm_up_and_ends_at_the_floor(fractions):
-    args = TrainArgs(lr=1.0, warmup_steps=3, max_steps=20, min_lr_rate=0.1)
+schedules = st.builds(
+    dict,
+    schedule=st.sampled_from(["cosine", "wsd"]),
+    decay_fraction=st.floats(0.01, 1.0),
+    min_lr_rate=st.floats(0.0, 1.0),
+)
+
+
+@given(schedules, st.lists(st.floats(0, 1), min_size=20, max_size=20).map(sorted))
+def test_whatever_the_clock_does_it_never_rises_after_the_warm_up_and_ends_at_the_floor(settings, fractions):
+    args = TrainArgs(lr=1.0, warmup_steps=3, max_steps=20, **settings)
     rates = [lr_factor(args, step, fraction) for step, fraction in enumerate(fractions)]
 
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert all(later <= earlier for earlier, later in pairwise(rates[3:]))
-    assert rates[-1] == pytest.approx(0.1)
-    assert lr_factor(args, 5, 1.0) == pytest.approx(0.1)  # the time is over long before the steps
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates[2:]))
+    assert rates[-1] == pytest.approx(args.min_lr_rate)
+    assert lr_factor(args, 5, 1.0) == pytest.approx(args.min_lr_rate)  # the time is over before the steps
+
+
+@given(schedules, st.floats(0, 1))
+def test_time_counts_as_steps_do(settings, fraction):
+    by_steps = TrainArgs(warmup_steps=0, max_steps=1000, **settings)
+    by_time = TrainArgs(warmup_steps=0, max_steps=10**9, **settings)
+    done = max(1, round(1000 * fraction))
+
+    assert lr_factor(by_time, 0, done / 1000) == pytest.approx(lr_factor(by_steps, done - 1), abs=1e-9)
+
+
+@given(st.floats(0.01, 1.0), st.floats(0, 1))
+def test_wsd_stays_at_the_peak_until_its_decay_begins(decay_fraction, fraction):
+    args = TrainArgs(
+        warmup_steps=0, max_steps=10**9, schedule="wsd", decay_fraction=decay_fraction, min_lr_rate=0.0
+    )
+
+    # At most so far below it as the line has had time to fall: no jump anywhere.
+    fallen = 1.0 - lr_factor(args, 0, fraction)
+    assert fallen == pytest.approx(max(0.0, fraction - (1.0 - decay_fraction)) / decay_fraction, abs=1e-6)

@@ -66,13 +66,13 @@ class Progress:
     seconds: float = 0.0
     """Wall-clock seconds so far, over all sessions, from the start of `train()`."""
     warmup_seconds: float = 0.0
-    """The same at the end of the warm-up, where the decay begins."""
+    """The same at the end of the warm-up."""
     evaluation_seconds: float = 0.0
     """How long the last evaluation took: the one at the end will take as long."""
     saving_seconds: float = 0.0
     """The same of the last save, which in a checkpoint is the one before it."""
     time_fraction: float = 0.0
-    """Share of the decay's time that is used up; 0 where the run has no time limit."""
+    """Share of the time after the warm-up that is used up; 0 where the run has no time limit."""
     unlogged_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics.jsonl, over all processes."""
 

@@ -8,20 +8,32 @@ from tinystories_slm.config import TrainArgs
 def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
     """The learning rate of the optimizer step after `step` finished ones, as a share of `args.lr`.
 
-    Linear warm-up (the first step runs at 1 / warmup_steps: none is spent at zero), then half a
-    cosine (Loshchilov & Hutter, arXiv 1608.03983) that reaches `min_lr_rate` at the last step. Being
-    a function, it has no state that a checkpoint could lose. `time_fraction`, in [0, 1], is the share
-    of the time for the decay that is used up: the later of the two clocks, steps or time, is followed.
+    Linear warm-up (the first step runs at 1 / warmup_steps: none is spent at zero), then one of
+
+    - `cosine`: half a cosine (Loshchilov & Hutter, arXiv 1608.03983);
+    - `wsd`: the peak, and over the last `decay_fraction` a straight line (Hu et al., MiniCPM, arXiv
+      2404.06395; Hägele et al., arXiv 2405.18392). Of the shapes they try 1 - sqrt is a little better;
+      the line is taken because it does not begin with a fall, which a clock that is read once a step
+      would turn into a jump, and because at `decay_fraction` 1 it is the plain linear decay that
+      Bergsma et al. (arXiv 2502.15938) find best where a run's length is known.
+
+    Both reach `min_lr_rate` at the last step. Being a function, it has no state that a checkpoint could
+    lose. `time_fraction`, in [0, 1], is the share of the time after the warm-up that is used up: the
+    later of the two clocks, steps or time, is followed.
     """
     if step < args.warmup_steps:
         return (step + 1) / args.warmup_steps
     step_fraction = (step - args.warmup_steps + 1) / (args.max_steps - args.warmup_steps)
     fraction = min(1.0, max(step_fraction, time_fraction))
-    return args.min_lr_rate + (1.0 - args.min_lr_rate) * 0.5 * (1.0 + math.cos(math.pi * fraction))
+    if args.schedule == "cosine":
+        height = 0.5 * (1.0 + math.cos(math.pi * fraction))
+    else:
+        height = min(1.0, (1.0 - fraction) / args.decay_fraction)
+    return args.min_lr_rate + (1.0 - args.min_lr_rate) * height
 
 
 def time_fraction(args: TrainArgs, *, seconds: float, warmup_seconds: float, closing_seconds: float) -> float:
-    """Share of the decay's time that is used up: 0 without a time limit, 1 when the run has to end.
+    """Share of the time after the warm-up that is used up: 0 without a time limit, 1 when the run has to end.
 
     All in wall-clock seconds of the run: `seconds` so far, `warmup_seconds` at the end of the warm-up,
     and `closing_seconds` that the last evaluation and the last save will take.
