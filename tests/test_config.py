@@ -72,6 +72,7 @@ def test_every_model_knob_is_a_field_of_the_architecture():
         (["--train.decay_fraction", "0"], ["train.decay_fraction (0.0)", "0.2"]),
         (["--train.decay_fraction", "1.1"], ["train.decay_fraction (1.1)", "at most 1"]),
         (["--train.schedule", "step"], ["train.schedule", "step", "'wsd'"]),
+        (["--train.ema_decay", "1"], ["train.ema_decay (1.0)", "0.99", "null"]),
         (["--train.lr", "0"], ["train.lr (0.0)", "1e-3"]),
         (["--train.lr", "nan"], ["train.lr", "nan"]),
         (["--train.lr", "inf"], ["train.lr", "inf"]),

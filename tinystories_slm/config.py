@@ -119,6 +119,9 @@ class TrainArgs:
     """AdamW's decay of the gradient's running mean."""
     beta2: float = 0.95
     """AdamW's decay of the gradient's running square."""
+    ema_decay: float | None = None
+    """Decay of a running average of the weights, such as 0.99, which is then what is evaluated and what
+    best/ and last/ hold; null for none. Checkpoints hold the weights themselves as well."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     max_skipped_in_a_row: int = 20
@@ -297,6 +300,10 @@ def _train_problems(train: TrainArgs) -> list[str]:
         )
     if not train.max_grad_norm > 0:
         problems.append(f"train.max_grad_norm ({train.max_grad_norm}) must be above 0; try 1.0")
+    if train.ema_decay is not None and not 0.0 < train.ema_decay < 1.0:
+        problems.append(
+            f"train.ema_decay ({train.ema_decay}) must lie between 0 and 1, or be null for none; try 0.99"
+        )
     for name in ("beta1", "beta2"):
         if not 0.0 <= getattr(train, name) < 1.0:
             problems.append(f"train.{name} ({getattr(train, name)}) must lie in [0, 1)")

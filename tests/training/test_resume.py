@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import Stopped
 from tinystories_slm.training import loop, train
+from tinystories_slm.training.averaging import AVERAGE
 from tinystories_slm.training.checkpoints import checkpoints
 from tinystories_slm.training.watching.display import Stopwatch
 from tinystories_slm.training.watching.tracking import read_metrics
@@ -40,6 +41,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in optimizers:
         ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (newest, newest_other))
         torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
+    averages = [folder / AVERAGE for folder in (newest, newest_other)]
+    if any(path.exists() for path in averages):
+        assert averages[0].read_bytes() == averages[1].read_bytes()
     for name in EXACT:
         assert series(one, name) == series(other, name), name
     assert (one / "samples.md").read_text() == (other / "samples.md").read_text()
@@ -89,6 +93,7 @@ VARIANTS = {
         *("--train.mixed_precision", "bf16", "--train.optimizer", "muon", "--data.windows", "story"),
         *("--model.family", "modern", "--model.qk_norm", "true", "--model.dropout", "0.1"),
     ),
+    "averaged": (*("--train.ema_decay", "0.9", "--model.dropout", "0.1"), *("--train.save_every", "9")),
     "compiled": ("--train.compile", "true", "--model.dropout", "0.1"),
     "compiled, bf16": ("--train.compile", "true", "--train.mixed_precision", "bf16"),
 }

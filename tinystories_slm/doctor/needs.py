@@ -84,6 +84,7 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
         seq_len=config.data.seq_len,
         precision=run_precision,
         optimizer=config.train.optimizer,
+        averaged=config.train.ema_decay is not None,
         device_type=device.type,
         attention=None if config.train.attention == "auto" else config.train.attention,
     )
@@ -93,7 +94,8 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
 def disk(config: RunConfig) -> Iterator[Finding]:
     """The run folder at its largest against what is free there."""
     model, train = config.model_config(vocab_size=vocab_size(config)), config.train
-    needed = disk_bytes(model, optimizer=train.optimizer, keep_checkpoints=train.keep_checkpoints)
+    how = {"optimizer": train.optimizer, "averaged": train.ema_decay is not None}
+    needed = disk_bytes(model, keep_checkpoints=train.keep_checkpoints, **how)
     free = free_disk(config.output_dir)
     said = (
         f"{config.output_dir} needs about {gb(needed.run_folder)} ({gb(needed.checkpoint)} a checkpoint), "
@@ -103,7 +105,7 @@ def disk(config: RunConfig) -> Iterator[Finding]:
         yield Finding("disk", "ok", said)
         return
     remedy = "make room, or --output_dir on another disk"
-    fewer = disk_bytes(model, optimizer=train.optimizer, keep_checkpoints=1).run_folder
+    fewer = disk_bytes(model, keep_checkpoints=1, **how).run_folder
     if train.keep_checkpoints > 1 and fewer <= free:
         remedy += ", or --train.keep_checkpoints 1"
     yield Finding("disk", "PROBLEM", said, remedy)

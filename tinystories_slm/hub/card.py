@@ -193,6 +193,7 @@ def _recipe(record: Record) -> list[tuple[str, str]]:
         "warm-up, optimizer steps": train.get("warmup_steps"),
         "final share of the peak": train.get("min_lr_rate"),
         "weight decay": train.get("weight_decay"),
+        "average of the weights, decay": train.get("ema_decay"),
         "gradient norm at most": train.get("max_grad_norm"),
         "dropout": record.config.get("model", {}).get("dropout"),
         "sequences per step": f"{batch} of {seq_len} tokens" if batch and seq_len else batch,

@@ -23,6 +23,7 @@ from tinystories_slm.config import RunConfig, as_plain, load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import sync_folder
+from tinystories_slm.training.averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,14 @@ class Progress:
     """Of the steps since the last line of metrics.jsonl, over all processes."""
 
 
-def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, *, keep: int) -> Path:
+def save_checkpoint(
+    accelerator: Accelerator,
+    run_dir: Path,
+    progress: Progress,
+    *,
+    keep: int,
+    average: WeightAverage | None = None,
+) -> Path:
     """Write the checkpoint of `progress.step`, rename it into place, drop the oldest past `keep`."""
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
@@ -90,6 +98,8 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if average:
+            average.save(partial)
         record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
         record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -164,14 +174,16 @@ def read_progress(checkpoint: Path) -> Progress:
         raise InputError(f"checkpoint {checkpoint} is damaged ({_CHECKPOINT}: {error})") from error
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Restore model, optimizers and gradient scaler, on every process.
+def load_checkpoint(accelerator: Accelerator, folder: Path, average: WeightAverage | None = None) -> None:
+    """Restore model, optimizers, gradient scaler and the average of the weights, on every process.
 
     Raises:
         InputError: the checkpoint holds weights of another shape, or what no checkpoint of ours holds.
     """
     try:
         accelerator.load_state(str(folder))
+        if average:
+            average.load(folder)
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -21,7 +21,6 @@ from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.failures import plainly
 from tinystories_slm.training.run import Run, finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
-from tinystories_slm.training.sharding import whole_model
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +97,8 @@ def train_step(run: Run) -> dict[str, float]:
                 optimizer.zero_grad()
     run.local_losses.append(step_loss)
     run.progress.step += 1
+    if run.average:
+        run.average.update(run.model, run.progress.step)
     run.display.advance()
     return {"train/lr": lr, "train/grad_norm": grad_norm}
 
@@ -167,7 +168,7 @@ def evaluate(run: Run) -> None:
     """Validation loss, a story, the curves; and best/, if there has been no better model."""
     args, progress = run.config.train, run.progress
     with run.stopwatch.paused():
-        model = whole_model(run.model)
+        model = run.model_to_keep()
         loss = validation_loss(run, model)
         metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
         if math.isfinite(loss):
@@ -215,11 +216,11 @@ def save(run: Run) -> None:
         return  # in trouble: what is kept are the checkpoints from before it
     with run.stopwatch.paused():
         _gather_losses(run)
-        model = whole_model(run.model)
+        model = run.model_to_keep()
         if run.accelerator.is_main_process:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
         keep = run.config.train.keep_checkpoints
-        save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep)
+        save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep, average=run.average)
     progress.saving_seconds = run.stopwatch.paused_s
 
 

@@ -52,12 +52,27 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, S
         step_scheduler_with_optimizer=False,
         **options,
     )
-    if accelerator.distributed_type == DistributedType.FSDP and args.optimizer == "muon":
+    if accelerator.distributed_type == DistributedType.FSDP:
+        check_shardable(args)
+    return accelerator, settings
+
+
+def check_shardable(args: TrainArgs) -> None:
+    """Refuse what cannot be trained in pieces.
+
+    Raises:
+        InputError: with what can.
+    """
+    if args.optimizer == "muon":
         raise InputError(
             "train.optimizer (muon) makes two optimizers, and Accelerate's FSDP saves one; use adamw, or "
             "configs/accelerate/gpu_8_ddp.yaml"
         )
-    return accelerator, settings
+    if args.ema_decay is not None:
+        raise InputError(
+            f"train.ema_decay ({args.ema_decay}) averages whole weights, and FSDP keeps them in pieces; set "
+            "it to null, or use configs/accelerate/gpu_8_ddp.yaml"
+        )
 
 
 def _processes() -> PartialState:

@@ -19,6 +19,7 @@ from tinystories_slm.data.prepare import open_tokens, prepared
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.windows import Windows, read_stories
 from tinystories_slm.model import TinyStoriesForCausalLM
+from tinystories_slm.training.averaging import WeightAverage
 from tinystories_slm.training.checkpoints import (
     Progress,
     check_same_data,
@@ -45,6 +46,7 @@ from tinystories_slm.training.run_folder import (
     run_of,
 )
 from tinystories_slm.training.settings import Settings
+from tinystories_slm.training.sharding import whole_model
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.watching.display import Display, Stopwatch, announce
 from tinystories_slm.training.watching.environment import write_environment
@@ -71,6 +73,8 @@ class Run:
     prepared_model: nn.Module
     """The same as Accelerate wrapped it: to train."""
     optimizers: list[torch.optim.Optimizer]
+    average: WeightAverage | None
+    """Of the weights, where `train.ema_decay` asks for one."""
     progress: Progress
     record: RunRecord
     display: Display
@@ -130,6 +134,11 @@ class Run:
             write_environment(self.config.output_dir, self.accelerator, self.settings, self.peak)
         return utilisation(tokens_per_second, per_token, self.peak, num_processes=num_processes)
 
+    def model_to_keep(self) -> TinyStoriesForCausalLM:
+        """What is evaluated and saved to best/ and last/: the averaged weights where there are such, else
+        the model itself; whole, so every process has to call this."""
+        return self.average.model if self.average else whole_model(self.model)
+
     def due(self, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the end, happens now."""
         return self.progress.step % every == 0 or self.progress.finished
@@ -188,14 +197,17 @@ def _build_run(
     else:
         model = TinyStoriesForCausalLM(model_config)
     model.set_attn_implementation(settings.attention)
+    average = WeightAverage(model, args.ema_decay) if args.ema_decay is not None else None
     if settings.compiled:
         for layer in model.model.layers:
             layer.compile()  # in place: every name and every saved file stays as it is without
     optimizers = build_optimizers(model, args)
     prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
+    if average:
+        average.model.to(accelerator.device)
     progress = Progress()
     if checkpoint:
-        load_checkpoint(accelerator, checkpoint)
+        load_checkpoint(accelerator, checkpoint, average)
         progress = read_progress(checkpoint)
     with plainly(config, settings):
         if accelerator.is_main_process:
@@ -216,6 +228,7 @@ def _build_run(
             model=model,
             prepared_model=prepared_model,
             optimizers=optimizers,
+            average=average,
             progress=progress,
             record=RunRecord(
                 config.output_dir,

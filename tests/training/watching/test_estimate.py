@@ -250,3 +250,5 @@ def test_a_checkpoint_takes_its_weights_and_the_optimizers_state():
     assert disk.run_folder == pytest.approx((3 * 12 + 2 * 4) * num_parameters(config), rel=0.02)
     muon = disk_bytes(config, optimizer="muon", keep_checkpoints=2)
     assert muon.checkpoint < 0.8 * disk.checkpoint
+    averaged = disk_bytes(config, optimizer="adamw", keep_checkpoints=2, averaged=True)
+    assert averaged.checkpoint - disk.checkpoint == 4 * num_parameters(config)

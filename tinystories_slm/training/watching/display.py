@@ -72,11 +72,17 @@ def announce(
         seq_len=config.data.seq_len,
         precision=accelerator.mixed_precision,
         optimizer=args.optimizer,
+        averaged=args.ema_decay is not None,
         num_processes=accelerator.num_processes,
         device_type=accelerator.device.type,
         attention=settings.attention,
     )
-    disk = disk_bytes(model_config, optimizer=args.optimizer, keep_checkpoints=args.keep_checkpoints)
+    disk = disk_bytes(
+        model_config,
+        optimizer=args.optimizer,
+        averaged=args.ema_decay is not None,
+        keep_checkpoints=args.keep_checkpoints,
+    )
     logger.info(
         "needs: about %s of memory a process (%s of them logits) beside torch's own, %s of disk",
         in_bytes(memory.total), in_bytes(memory.logits), in_bytes(disk.run_folder),

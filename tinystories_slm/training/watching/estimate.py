@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -198,12 +198,13 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    average: int
     activations: int
     logits: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(asdict(self).values())
 
 
 def memory_bytes(
@@ -213,6 +214,7 @@ def memory_bytes(
     seq_len: int,
     precision: str,
     optimizer: str,
+    averaged: bool = False,
     num_processes: int = 1,
     device_type: str = "cpu",
     attention: str | None = None,
@@ -226,6 +228,7 @@ def memory_bytes(
     - gradients: 4 P, and 4 P more for the buckets that several processes exchange; 4 V C for that of the
       head, which the loss keeps apart from forward to backward;
     - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
+    - average: 4 P where the weights are averaged (`train.ema_decay`);
     - activations: what backward reads again, per block and token (see `_activation_bytes_per_token`);
     - logits: those of n tokens at a time (see `linear_cross_entropy`), of which 12 n V live at once:
       logits, softmax, what became of the piece before and, in mixed precision, the logits in float32.
@@ -246,6 +249,7 @@ def memory_bytes(
         weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
         gradients=4 * P * (2 if num_processes > 1 else 1) + 4 * V * C,
         optimizer=_optimizer_bytes(config, optimizer),
+        average=4 * P if averaged else 0,
         activations=round(tokens * per_token),
         logits=max(12 * rows * V, (2 * rows + 6 * C) * V if mixed else (4 * rows + 4 * C) * V),
     )
@@ -322,13 +326,16 @@ class Disk:
     """All of a run at its largest: the checkpoints kept and one being written, best/ and last/."""
 
 
-def disk_bytes(config: TinyStoriesConfig, *, optimizer: str, keep_checkpoints: int) -> Disk:
-    """Expected size of a checkpoint, 4 P and the optimizer's state, and of the run folder.
+def disk_bytes(
+    config: TinyStoriesConfig, *, optimizer: str, keep_checkpoints: int, averaged: bool = False
+) -> Disk:
+    """Expected size of a checkpoint, 4 P (8 P if averaged) and the optimizer's state, and of the run folder.
 
     A model folder is 4 P and its tokenizer, about 60 bytes an entry; every folder counts half a megabyte
     for the small files in it.
     """
     weights = 4 * num_parameters(config) + _FOLDER_BYTES
     checkpoint = weights + _optimizer_bytes(config, optimizer)
+    checkpoint += 4 * num_parameters(config) if averaged else 0
     model_folder = weights + _BYTES_PER_TOKENIZER_ENTRY * config.vocab_size
     return Disk(checkpoint, (keep_checkpoints + 1) * checkpoint + 2 * model_folder)
