@@ -16,7 +16,9 @@ PRESETS = {
     "modern_9m": (8, 256, 8, 704, 256, 10_000, 8_987_392, 6_427_392),
     "30m_ctx128": (6, 384, 6, 1536, 128, 50_257, 29_995_392, 10_647_552),
     "30m_ctx512": (6, 384, 6, 1536, 512, 50_257, 30_117_120, 10_621_824),
+    "modern_30m": (6, 384, 6, 1024, 256, 50_257, 29_921_280, 10_622_592),
     "51m": (8, 512, 8, 2048, 256, 50_257, 51_037_184, 25_174_528),
+    "modern_51m": (8, 512, 8, 1376, 256, 50_257, 51_038_208, 25_306_624),
 }
 
 
@@ -54,6 +56,16 @@ def test_a_preset_has_folders_of_its_own_and_anneals_downward(name):
     assert sum(other.data.data_dir == config.data.data_dir for other in configs) == 1
     assert config.train.lr * config.train.min_lr_rate < config.train.lr
     assert not Path(config.output_dir).is_absolute()
+
+
+@pytest.mark.parametrize(("name", "beside"), [("9m", "9m"), ("30m", "30m_ctx128"), ("51m", "51m")])
+def test_a_modern_preset_has_the_size_of_the_one_beside_it(name, beside):
+    assert PRESETS[f"modern_{name}"][-2] == pytest.approx(PRESETS[beside][-2], rel=0.01)
+    recipes = []
+    for size in ("9m", name):
+        config = load_config(ROOT / "configs" / f"modern_{size}.yaml")
+        recipes.append((config.train.optimizer, config.train.lr, config.train.lr_scaling))
+    assert recipes[0] == recipes[1]  # one setting serves all sizes
 
 
 def test_the_published_settings_of_the_long_preset_are_kept():

@@ -102,8 +102,13 @@ class TrainArgs:
     suit the device: some 1,000 tokens on a CPU, 32,000 elsewhere."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
+    ns_steps: int = 5
+    """Newton-Schulz steps by which Muon orthogonalizes an update."""
     lr: float = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
+    lr_scaling: bool = False
+    """Take `lr` for that of a model 256 wide and 4,096 tokens a step, and scale it to this run's own; the
+    first lines of a run say to what."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: `cosine`: half a cosine; `wsd` (warm-up, stable, decay): the peak, and a straight
     line down at the end."""
@@ -265,6 +270,7 @@ def _train_problems(train: TrainArgs) -> list[str]:
         log_every=1,
         max_skipped_in_a_row=1,
         weight_decay=0,
+        ns_steps=1,
         seed=0,
     )
     if train.seed >= 2**32:

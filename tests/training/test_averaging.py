@@ -64,8 +64,3 @@ def test_weights_in_pieces_are_refused():
         check_shardable(TrainArgs(ema_decay=0.99))
     with pytest.raises(InputError, match=r"train.optimizer \(muon\).*FSDP"):
         check_shardable(TrainArgs(optimizer="muon"))
-
-
-def test_a_checkpoint_without_an_average_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no averaged weights.*train.ema_decay"):
-        WeightAverage(tiny_model(), 0.9).load(tmp_path)

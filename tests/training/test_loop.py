@@ -256,3 +256,12 @@ def test_the_end_is_reckoned_with_before_the_first_evaluation(tiny_run):
     run.progress.evaluation_seconds, run.progress.saving_seconds = 2.0, 0.5
     assert run.closing_seconds == 2.5
     run.close()
+
+
+def test_a_scaled_learning_rate_is_trained_at_and_told(tiny_run, caplog):
+    run_dir = train(tiny_run("--train.lr_scaling", "true"))
+
+    # 16 wide and 8 x 32 tokens a step: (16 / 256)^-1 times (256 / 4096)^0.5, or 4.
+    assert max(series(run_dir, "train/lr").values()) == pytest.approx(4 * 1e-2)
+    told = "learning rate: 0.04 at its peak, 0.01 scaled from 256 wide, 4,096 tokens a step; adamw, cosine"
+    assert told in caplog.text

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import get_scheduler
 
 from tinystories_slm.config import TrainArgs
-from tinystories_slm.training.schedule import lr_factor
+from tinystories_slm.training.schedule import lr_factor, peak_lr
 
 
 def learning_rates(**settings) -> list[float]:
@@ -98,3 +98,16 @@ def test_wsd_stays_at_the_peak_until_its_decay_begins(decay_fraction, fraction):
     # At most so far below it as the line has had time to fall: no jump anywhere.
     fallen = 1.0 - lr_factor(args, 0, fraction)
     assert fallen == pytest.approx(max(0.0, fraction - (1.0 - decay_fraction)) / decay_fraction, abs=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "at_512"), [("adamw", 0.5), ("muon", 0.5**0.5)])
+def test_the_peak_is_scaled_with_width_and_batch_where_that_is_asked_for(optimizer, at_512):
+    def scaled(hidden_size: int, tokens_per_step: int, **settings) -> float:
+        args = TrainArgs(lr=0.004, optimizer=optimizer, **{"lr_scaling": True, **settings})
+        return peak_lr(args, hidden_size=hidden_size, tokens_per_step=tokens_per_step)
+
+    assert scaled(256, 4096) == 0.004
+    assert scaled(512, 4096) == pytest.approx(0.004 * at_512)
+    assert scaled(256, 16384) == pytest.approx(0.008)
+    assert scaled(512, 16384) == pytest.approx(0.008 * at_512)
+    assert scaled(512, 16384, lr_scaling=False) == 0.004

@@ -188,7 +188,9 @@ def _recipe(record: Record) -> list[tuple[str, str]]:
     best = _best(record)
     rows = {
         "optimizer": train.get("optimizer"),
-        "peak learning rate": train.get("lr"),
+        "peak learning rate": f"{train.get('lr')}, scaled to width and batch"
+        if train.get("lr_scaling")
+        else train.get("lr"),
         "schedule": train.get("schedule", train.get("lr_schedule")),
         "warm-up, optimizer steps": train.get("warmup_steps"),
         "final share of the peak": train.get("min_lr_rate"),

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tinystories_slm.errors import InputError
 from tinystories_slm.model import TinyStoriesForCausalLM
 
 AVERAGE = "average.safetensors"
@@ -37,18 +36,7 @@ class WeightAverage:
         save_model(self.model, str(checkpoint / AVERAGE))
 
     def load(self, checkpoint: Path) -> None:
-        """Take the average over from a checkpoint.
-
-        Raises:
-            InputError: it holds none.
-        """
-        path = checkpoint / AVERAGE
-        if not path.is_file():
-            raise InputError(
-                f"checkpoint {checkpoint} holds no averaged weights, as train.ema_decay asks for; set it to "
-                "null, or pass --train.resume never"
-            )
-        load_model(self.model, str(path))
+        load_model(self.model, str(checkpoint / AVERAGE))
 
 
 def decay_at(decay: float, step: int) -> float:

@@ -73,7 +73,7 @@ def train_step(run: Run) -> dict[str, float]:
         The learning rate it ran at and the gradient's norm before clipping.
     """
     accelerator, args, model = run.accelerator, run.config.train, run.prepared_model
-    lr = args.lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
+    lr = run.peak_lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

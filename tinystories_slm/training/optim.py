@@ -24,7 +24,11 @@ def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[tor
     optimizers = [torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)]
     if hidden:
         muon = torch.optim.Muon(
-            hidden, lr=args.lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+            hidden,
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            ns_steps=args.ns_steps,
+            adjust_lr_fn="match_rms_adamw",
         )
         optimizers.append(muon)
     return optimizers

@@ -45,6 +45,7 @@ from tinystories_slm.training.run_folder import (
     prepare_run_folder,
     run_of,
 )
+from tinystories_slm.training.schedule import peak_lr
 from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.sharding import whole_model
 from tinystories_slm.training.signals import StopRequest
@@ -103,6 +104,12 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.config.data.seq_len
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up."""
+        width = self.config.model.hidden_size
+        return peak_lr(self.config.train, hidden_size=width, tokens_per_step=self.tokens_per_step)
 
     @property
     def seconds(self) -> float:

@@ -4,9 +4,32 @@ import math
 
 from tinystories_slm.config import TrainArgs
 
+REFERENCE_WIDTH = 256
+REFERENCE_TOKENS = 4096
+"""Width of the model and tokens per optimizer step that `train.lr` is meant for under `train.lr_scaling`."""
+
+# Theory's values, not yet held against sweeps of ours. Width: what an update does to an activation stays the
+# same if AdamW's rate falls as 1 / width (Yang et al., muP, arXiv 2203.03466); Muon's update, given AdamW's
+# size as a root mean square (Liu et al., arXiv 2502.16982), has a spectral norm that grows as sqrt(width)
+# where AdamW's grows as width. Batch: square root (Malladi et al., arXiv 2205.10782).
+WIDTH_EXPONENT = {"adamw": -1.0, "muon": -0.5}
+TOKENS_EXPONENT = 0.5
+
+
+def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float:
+    """The learning rate at the end of the warm-up: `args.lr`, with `args.lr_scaling` scaled to this run.
+
+    Then one value serves models of all widths and batches of all sizes, in tokens per optimizer step. It
+    is one rate for all weights: muP proper would leave that of embeddings and vectors as it is.
+    """
+    if not args.lr_scaling:
+        return args.lr
+    width = (hidden_size / REFERENCE_WIDTH) ** WIDTH_EXPONENT[args.optimizer]
+    return args.lr * width * (tokens_per_step / REFERENCE_TOKENS) ** TOKENS_EXPONENT
+
 
 def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
-    """The learning rate of the optimizer step after `step` finished ones, as a share of `args.lr`.
+    """The learning rate of the optimizer step after `step` finished ones, as a share of the peak.
 
     Linear warm-up (the first step runs at 1 / warmup_steps: none is spent at zero), then one of
 

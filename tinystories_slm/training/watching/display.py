@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.model import TinyStoriesConfig
+from tinystories_slm.training.schedule import REFERENCE_TOKENS, REFERENCE_WIDTH, peak_lr
 from tinystories_slm.training.settings import Settings
 from tinystories_slm.training.watching.estimate import (
     Peak,
@@ -57,6 +58,12 @@ def announce(
         "run: %d steps of %d x %d = %s tokens, %s in all, %.1f epochs of the %s training tokens",
         args.max_steps, args.batch_size, config.data.seq_len, f"{tokens_per_step:,}",
         f"{total_tokens:,}", total_tokens / train_tokens, f"{train_tokens:,}",
+    )  # fmt: skip
+    lr = peak_lr(args, hidden_size=model_config.hidden_size, tokens_per_step=tokens_per_step)
+    scaled = f", {args.lr:g} scaled from {REFERENCE_WIDTH} wide, {REFERENCE_TOKENS:,} tokens a step"
+    logger.info(
+        "learning rate: %.3g at its peak%s; %s, %s to %.3g",
+        lr, scaled if args.lr_scaling else "", args.optimizer, args.schedule, lr * args.min_lr_rate,
     )  # fmt: skip
     logger.info(
         "on: %d process%s, %s, mixed precision %s, %d micro-batch%s a step%s",
