@@ -70,6 +70,9 @@ class ModelArgs:
     """Key and value heads (`modern` only); null for as many as query heads."""
     intermediate_size: int | None = None
     """Width of the feed-forward layer; null for 4 x hidden (`gpt`) or 8/3 x hidden (`modern`)."""
+    hidden_act: str | None = None
+    """Activation of the feed-forward layer, by transformers' name; null for gelu_pytorch_tanh (`gpt`) or
+    silu (`modern`, where relu2 is another that works)."""
     bias: bool = False
     """Biases in the linear layers (and, in `gpt`, in LayerNorm)."""
     qk_norm: bool = False

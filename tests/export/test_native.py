@@ -3,9 +3,11 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, tiny_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+
+from tinystories_slm.export.native import native_model
 
 CLASSES = {
     "gpt": "GPT2LMHeadModel",
@@ -29,6 +31,16 @@ def test_native_is_a_class_of_transformers_equal_to_the_bit(family, exported, or
     assert not list(folder.glob("*.py")) and "auto_map" not in (folder / "config.json").read_text()
     tied = native.get_input_embeddings().weight.data_ptr() == native.lm_head.weight.data_ptr()
     assert tied == ours.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_another_activation_is_native_as_well(qk_norm):
+    ours = tiny_model(family="modern", qk_norm=qk_norm, hidden_act="relu2")
+    native, ids = native_model(ours), torch.arange(40)[None]
+
+    assert torch.equal(native(ids).logits, ours(ids).logits)
+    plain = tiny_model(family="modern", qk_norm=qk_norm)
+    assert not torch.allclose(plain(ids).logits, ours(ids).logits, atol=1e-3)
 
 
 def test_weights_are_stored_in_the_type_asked_for(exported, original, input_ids):

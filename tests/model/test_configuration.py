@@ -44,6 +44,7 @@ def test_every_valid_architecture_survives_the_round_trip_through_json(heads, he
         ({"family": "gpt", "num_key_value_heads": 2}, r"num_key_value_heads \(2\).*family=modern"),
         ({"family": "gpt", "qk_norm": True}, "qk_norm.*family=modern"),
         ({"family": "gpt", "hidden_act": "silu"}, "hidden_act.*'silu'"),
+        ({"family": "modern", "hidden_act": "relu3"}, "hidden_act.*'relu3'"),
         ({"family": "modern", "qk_norm": True, "bias": True}, "qk_norm.*bias.*no class"),
         ({"family": "modern", "hidden_size": 24, "num_attention_heads": 8}, r"head_dim \(3\).*even"),
         ({"family": "modern", "num_key_value_heads": 3}, r"num_key_value_heads \(3\)"),

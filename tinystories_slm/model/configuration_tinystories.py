@@ -7,6 +7,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 _SIZES = (
@@ -136,6 +137,8 @@ class TinyStoriesConfig(PreTrainedConfig):
             raise ValueError(f"initializer_range ({self.initializer_range}) must lie in [0, 1]; try 0.02")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act ({self.hidden_act!r}) is no activation that transformers knows")
         self._validate_gpt() if self.family == "gpt" else self._validate_modern()
 
     def _validate_gpt(self):
