@@ -16,7 +16,7 @@ from accelerate.utils import (
 )
 from torch.distributed import distributed_c10d
 
-from tinystories_slm.config import RunConfig
+from tinystories_slm.config import RunConfig, TrainArgs
 from tinystories_slm.errors import InputError
 from tinystories_slm.training.settings import Settings, resolve_settings
 
