@@ -123,18 +123,26 @@ def test_a_pickle_of_unknown_origin_is_not_run(tiny_run, tmp_path, monkeypatch, 
     fault("a checkpoint's files are replaced by pickles that run code", "refused, the code does not run")
 
 
-def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tiny_run, monkeypatch, caplog, fault):
+@pytest.mark.parametrize("read", ["each step", "when it logs"])
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tiny_run, monkeypatch, caplog, fault, read):
+    # A GPU is not waited for: it skips by itself, and the loop reads that it did when it logs.
+    monkeypatch.setattr(Run, "reads_each_step", read == "each step")
     train_step, seen = loop.train_step, []
 
     def poisoned_step(run):
         bad = run.progress.step + 1 in (5, 6)
-        hook = run.model.lm_head.register_forward_hook(lambda *call: call[2] * float("nan")) if bad else None
+        hook = (
+            run.model.model.norm.register_forward_hook(lambda *call: call[2] * float("nan")) if bad else None
+        )
         before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
         update = train_step(run)
         if hook:
             hook.remove()
+            loop._catch_up(run)
             seen.append(run.progress.skipped_in_a_row)
             assert_equal(run.model.state_dict(), before)
+            [optimizer] = run.optimizers
+            assert {int(state["step"]) for state in optimizer.state.values()} == {4}
         return update
 
     monkeypatch.setattr(loop, "train_step", poisoned_step)

@@ -268,7 +268,8 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            # Given ones are searched for texts packed in a row, for which a device has to be waited.
+            position_ids=position_ids if positions_given else None,
         )
         hidden_states, position_embeddings = inputs_embeds, None
         if self.config.family == "gpt":

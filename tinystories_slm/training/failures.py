@@ -31,7 +31,7 @@ def plainly(config: RunConfig, settings: Settings) -> Iterator[None]:
         yield
     except ConnectionError:
         raise  # not of the disk: a pipe that nobody reads, a network
-    except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says(error, _NO_MEMORY):
             raise _told(
@@ -43,7 +43,7 @@ def plainly(config: RunConfig, settings: Settings) -> Iterator[None]:
                 f"data.data_dir ({config.data.data_dir}) cannot be read any more: {reason}; mend it, or "
                 f"let the same command prepare the data again; {_SAVED}"
             ) from error
-        if isinstance(error, (OSError, SafetensorError)) or _says(error, _NOT_WRITTEN):
+        if isinstance(error, (OSError, SafetensorError)) or _says(error, _NOT_WRITTEN) or _is_rusts(error):
             raise _told(
                 f"output_dir ({config.output_dir}) cannot be written to any more: {reason}; free some space "
                 f"or mend the folder; {_SAVED}"
@@ -59,6 +59,11 @@ def _told(message: str) -> InputError:
     if rank := int(os.environ.get("RANK", 0)):
         logger.error("process %d: %s", rank, message)
     return InputError(message)
+
+
+def _is_rusts(error: Exception) -> bool:
+    """Whether it is what tokenizers makes of an OSError: a bare Exception."""
+    return type(error) is Exception and "(os error " in str(error)
 
 
 def _says(error: Exception, signs: tuple[str, ...]) -> bool:

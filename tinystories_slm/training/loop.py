@@ -64,13 +64,13 @@ def train(config: RunConfig) -> Path:
     return config.output_dir
 
 
-def train_step(run: Run) -> dict[str, float]:
+def train_step(run: Run) -> dict[str, float | torch.Tensor]:
     """One optimizer step: forward and backward over the batch, clip, update.
 
     A step without a finite gradient changes neither weights nor optimizer, and is counted.
 
     Returns:
-        The learning rate it ran at and the gradient's norm before clipping.
+        The learning rate it ran at and the gradient's norm before clipping, still on the device.
     """
     accelerator, args, model = run.accelerator, run.config.train, run.prepared_model
     lr = run.peak_lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
@@ -88,11 +88,11 @@ def train_step(run: Run) -> dict[str, float]:
             step_loss += loss.detach() / accelerator.gradient_accumulation_steps
             if accelerator.sync_gradients:
                 # The norm of the gradient over all processes: all see the same, and skip or step together.
-                grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm))
-                _count_skipped(run, finite=math.isfinite(grad_norm))
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                skipped = _skip_unless_finite(run, grad_norm)
             for optimizer in run.optimizers:  # which do nothing until the last micro-batch
                 # In fp16 the scaler skips by itself, and has to see the step to lower its scale.
-                if run.progress.skipped_in_a_row == 0 or accelerator.scaler is not None:
+                if not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None:
                     optimizer.step()
                 optimizer.zero_grad()
     run.local_losses.append(step_loss)
@@ -138,12 +138,16 @@ def micro_batches(run: Run) -> Iterator[torch.Tensor]:
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
     rows = run.windows.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
-    yield from torch.from_numpy(rows).to(accelerator.device).split(run.settings.per_device_batch_size)
+    input_ids = torch.from_numpy(rows)
+    if accelerator.device.type == "cuda":
+        input_ids = input_ids.pin_memory()  # copied while the device computes
+    input_ids = input_ids.to(accelerator.device, non_blocking=True)
+    yield from input_ids.split(run.settings.per_device_batch_size)
 
 
-def log(run: Run, update: dict[str, float]) -> None:
+def log(run: Run, update: dict[str, float | torch.Tensor]) -> None:
     """A line of metrics.jsonl: the mean loss since the last one, and how it was come by."""
-    _gather_losses(run)
+    _catch_up(run)
     losses, progress = run.progress.unlogged_losses, run.progress
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
@@ -151,7 +155,7 @@ def log(run: Run, update: dict[str, float]) -> None:
     speed = (progress.step - run.timed_from) * run.tokens_per_step / run.stopwatch.elapsed_s()
     metrics = {
         "train/loss": math.fsum(finite) / len(finite),
-        **{name: value for name, value in update.items() if math.isfinite(value)},
+        **{name: float(value) for name, value in update.items() if math.isfinite(value)},
         "train/tokens_per_second": speed,
         "train/mfu": run.utilisation(speed),
         "train/skipped_steps": progress.skipped_steps,
@@ -212,10 +216,10 @@ def validation_loss(run: Run, model: TinyStoriesForCausalLM) -> float:
 def save(run: Run) -> None:
     """last/ to use, a checkpoint to resume from."""
     progress = run.progress
+    _catch_up(run)
     if progress.skipped_in_a_row and not (progress.finished or run.stop_agreed):
         return  # in trouble: what is kept are the checkpoints from before it
     with run.stopwatch.paused():
-        _gather_losses(run)
         model = run.model_to_keep()
         if run.accelerator.is_main_process:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
@@ -224,23 +228,46 @@ def save(run: Run) -> None:
     progress.saving_seconds = run.stopwatch.paused_s
 
 
-def _count_skipped(run: Run, *, finite: bool) -> None:
+def _skip_unless_finite(run: Run, grad_norm: torch.Tensor) -> bool:
+    """Whether the optimizers are to be passed over, as there is no finite gradient.
+
+    Where reading that would wait for the device, they are told on the device, leave everything as it is by
+    themselves, and the step is counted when the loop next logs or saves.
+    """
+    if run.reads_each_step:
+        finite = math.isfinite(grad_norm)
+        _count_skipped(run, finite=finite)
+        return not finite
+    finite = torch.isfinite(grad_norm)
+    for optimizer in run.optimizers:
+        optimizer.optimizer.found_inf = 1.0 - finite.float()  # what torch's fused AdamW asks
+    run.unread_finite.append(finite)
+    return False
+
+
+def _count_skipped(run: Run, *, finite: bool, step: int | None = None) -> None:
     args, progress = run.config.train, run.progress
+    step = progress.step + 1 if step is None else step
     progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
     progress.skipped_steps += not finite
     if progress.skipped_in_a_row == 1:
-        logger.warning("step %d: loss or gradient is not finite, step skipped", progress.step + 1)
+        logger.warning("step %d: loss or gradient is not finite, step skipped", step)
     if progress.skipped_in_a_row >= args.max_skipped_in_a_row:
         raise InputError(
-            f"{progress.skipped_in_a_row} steps in a row, to step {progress.step + 1}, gave no finite loss "
+            f"{progress.skipped_in_a_row} steps in a row, to step {step}, gave no finite loss "
             f"and gradient; what was saved before stands; lower train.lr ({args.lr}), lengthen "
             f"train.warmup_steps ({args.warmup_steps}) or set train.mixed_precision to no, and start over "
             "with --train.resume never"
         )
 
 
-def _gather_losses(run: Run) -> None:
-    """Move this process's losses to `progress.unlogged_losses`, each the mean over all processes."""
+def _catch_up(run: Run) -> None:
+    """Read what the steps left on the device: their losses, each then the mean over all processes, and
+    which of them were skipped."""
+    steps, last = run.unread_finite, run.progress.step
+    for i, finite in enumerate(torch.stack(steps).tolist() if steps else []):
+        _count_skipped(run, finite=finite, step=last - len(steps) + i + 1)
+    steps.clear()
     if run.local_losses:
         losses = run.accelerator.reduce(torch.stack(run.local_losses), reduction="mean")
         run.progress.unlogged_losses += losses.tolist()

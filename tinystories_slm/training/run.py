@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedType,
     set_seed,
 )
 from filelock import FileLock
@@ -95,6 +96,23 @@ class Run:
     """Of training, over the steps of the last log; 0 before it."""
     local_losses: list[torch.Tensor] = field(default_factory=list)
     """This process's, one a step, still on the device (reading one would wait for it)."""
+    unread_finite: list[torch.Tensor] = field(default_factory=list)
+    """Whether each step since the last log or save had a finite gradient, where that waits on the device."""
+
+    @property
+    def reads_each_step(self) -> bool:
+        """Whether the loop looks at each gradient's norm, for which an accelerator would have to be waited.
+
+        It need not where AdamW alone trains: it takes from the device whether to step (see
+        `loop._skip_unless_finite`). Muon cannot, and under FSDP and with fp16's scaler others decide.
+        """
+        accelerator = self.accelerator
+        return (
+            accelerator.device.type == "cpu"
+            or self.config.train.optimizer != "adamw"
+            or accelerator.scaler is not None
+            or accelerator.distributed_type == DistributedType.FSDP
+        )
 
     @property
     def tokens(self) -> int:
