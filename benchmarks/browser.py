@@ -17,12 +17,11 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from measuring import ROOT, machine
 from playwright.sync_api import Browser, sync_playwright
-from preset import machine
 
 from tinystories_slm.export import ExportArgs, export
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "docs" / "browser" / "README.md"
 PARTS = {
     "onnxruntime-web": "vendor/onnxruntime-web",

@@ -10,13 +10,12 @@ of forms whose packages are missing are left out, and named.
 import argparse
 import json
 import tempfile
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from preset import ROOT, machine
+from measuring import ROOT, fill_table, machine, markdown_table, versions, write_result
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.export import ExportArgs, export
@@ -24,9 +23,7 @@ from tinystories_slm.export.checks import Check, greedy_ids, probe_ids, story_st
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder
 
-RESULT = ROOT / "benchmarks" / "results" / "exports.json"
 PAGE = ROOT / "docs" / "exports.md"
-BEGIN, END = "<!-- table: python benchmarks/exports.py -->", "<!-- end of table -->"
 FORMS = (
     {"format": "custom"},
     {"format": "native"},
@@ -64,13 +61,11 @@ def main() -> None:
         "command": "python benchmarks/exports.py"
         + "".join(f" --model runs/{Path(name).parent.name}/best" for name in args.model),
         "machine": machine(),
-        "versions": {name: version(name) for name in PACKAGES if find_spec(name.removesuffix("_python"))},
+        "versions": versions(PACKAGES),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{after}", encoding="utf-8")
+    write_result("exports", result)
+    fill_table(PAGE, "python benchmarks/exports.py", table(rows))
     print(table(rows))
     if not with_llama_cpp:
         print("without llama.cpp: llama_cpp is not installed (docs/exports.md has the command)")
@@ -124,17 +119,20 @@ def llama_cpp_check(
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        "| model | form | loaded as | largest logits difference | greedy story | MB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in rows:
-        text = "the same" if one["same_text"] else "another"
-        lines.append(
-            f"| {one['model']} | {one['form']} | {one['loaded as']} | {one['max_difference']:.2g} | {text} "
-            f"| {one['MB']} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown_table(
+        ["model", "form", "loaded as", "largest logits difference", "greedy story", "MB"],
+        [
+            [
+                one["model"],
+                one["form"],
+                one["loaded as"],
+                f"{one['max_difference']:.2g}",
+                "the same" if one["same_text"] else "another",
+                one["MB"],
+            ]
+            for one in rows
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -8,20 +8,14 @@ spread of tokens per second, three stories. The run itself stays in runs/NAME, t
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-ROOT = Path(__file__).parent.parent
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+from measuring import ROOT, machine, versions, write_result
 
 
 def main() -> None:
@@ -65,7 +59,7 @@ def main() -> None:
     result = {
         "commands": [shlex.join(["python", *step]).replace(args.data, "DATA") for step in steps],
         "machine": machine(),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": versions(),
         "seconds": seconds,
         "training_tokens": lines[-1]["tokens"],
         "tokens_per_second": {
@@ -85,27 +79,10 @@ def main() -> None:
         },
         "stories": done.stdout.strip().split("\n\n---\n\n"),
     }
-    output = ROOT / "benchmarks" / "results" / f"{args.name}.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.name, result)
     print(
         json.dumps({name: result[name] for name in ("seconds", "tokens_per_second", "evaluation")}, indent=1)
     )
-
-
-def machine() -> dict[str, str | int]:
-    """Processor, cores and the instructions that decide the speed of bf16."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-    ]
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "bf16": ", ".join(n for n in ("amx_bf16", "avx512_bf16") if capabilities.get(n)) or "emulated",
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
 
 
 if __name__ == "__main__":
