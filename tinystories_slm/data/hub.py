@@ -1,13 +1,22 @@
-"""Stories of a dataset on the Hugging Face Hub, at one commit."""
+"""Stories of a dataset on the Hugging Face Hub, at one commit.
+
+`datasets` is imported where a dataset is loaded: half a second that training, on stories that are there
+already, need not wait, and a package that it then need not have.
+"""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from tinystories_slm.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 TIMEOUT_S = 10.0
 
@@ -65,6 +74,8 @@ def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, 
     Raises:
         InputError: it cannot be fetched, or has no such column of strings.
     """
+    import datasets
+
     try:
         splits = datasets.load_dataset(source, revision=commit)
     except Exception as error:  # what `datasets` raises differs by builder, file system and HTTP library

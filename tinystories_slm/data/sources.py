@@ -4,6 +4,8 @@ Every source gives the same: splits of stories, one string each. `download_data`
 and validation stories to `data_dir/raw/` once, with a record of what they are.
 """
 
+from __future__ import annotations
+
 import atexit
 import hashlib
 import logging
@@ -15,12 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
@@ -29,6 +29,9 @@ from tinystories_slm.data.artifacts import alone_in, finished_folder
 from tinystories_slm.data.formats import READERS, read_parquet
 from tinystories_slm.data.origin import BUILTIN, Origin, refuse_other
 from tinystories_slm.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets  # see `hub`
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +229,9 @@ def _is_cut(splits: Splits, validation: Literal["auto", "cut"] | None) -> bool:
 
 
 def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Dataset:
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
     # Not the cache of `datasets` in the user's home: it would grow, and outlive a change of the files.
     cache_dir = tempfile.mkdtemp(prefix="stories-")
     atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
