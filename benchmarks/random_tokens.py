@@ -1,0 +1,79 @@
+"""A prepared folder of random token ids, for measuring speed without any input."""
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.data.artifacts import sha256_of
+from tinystories_slm.data.origin import Origin
+from tinystories_slm.data.prepare import Manifest, TokenCounts
+from tinystories_slm.data.tokenizer import END_OF_TEXT, TokenizerRecord, save_tokenizer
+
+SOURCE = "random-ids"
+"""`data.source` of such a folder; its token files are there, so that it is never asked for anything."""
+_STORY_TOKENS = 200
+
+
+def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed: int = 0) -> list[str]:
+    """Make `folder` as `prepare_data` would have, and return the flags of train.py that name it.
+
+    Ids are drawn by Zipf's law, as words are: how often an embedding is looked up decides how fast its
+    gradient is summed.
+    """
+    data = DataArgs(source=SOURCE, data_dir=folder)
+    origin = Origin.of(data, "random").origin_fields()
+    (folder / "tokenizer").mkdir(parents=True)
+    save_tokenizer(_tokenizer(vocab_size), folder / "tokenizer")
+    record = TokenizerRecord(
+        **origin,
+        pretrained=None,
+        requested_vocab_size=vocab_size,
+        sample_max_stories=TokenizerArgs().max_stories,
+        num_stories=0,
+        vocab_size=vocab_size,
+        eos_token_id=0,
+        tokenizer_sha256=sha256_of(folder / "tokenizer" / "tokenizer.json"),
+        bytes_per_token=4.0,
+    )
+    record.save(folder / "tokenizer" / "training.json")
+    token_dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    rng = np.random.default_rng(seed)
+    sizes = {"train": num_tokens, "validation": 20 * _STORY_TOKENS}
+    for split, size in sizes.items():
+        ids = _zipf(rng, size, vocab_size)
+        ids[_STORY_TOKENS - 1 :: _STORY_TOKENS] = record.eos_token_id
+        ids.astype(np.dtype(token_dtype).newbyteorder("<")).tofile(folder / f"{split}.bin")
+    Manifest(
+        **origin,
+        tokenizer_sha256=record.tokenizer_sha256,
+        vocab_size=vocab_size,
+        eos_token_id=record.eos_token_id,
+        token_dtype=token_dtype,
+        splits={
+            split: TokenCounts(num_stories=size // _STORY_TOKENS, num_tokens=size, num_bytes=4 * size)
+            for split, size in sizes.items()
+        },
+        code_version="random",
+    ).save(folder / "manifest.json")
+    return [f"--data.source={SOURCE}", f"--data.data_dir={folder}", f"--tokenizer.vocab_size={vocab_size}"]
+
+
+def _zipf(rng: np.random.Generator, size: int, vocab_size: int) -> np.ndarray:
+    """Ids from 1, int64 (size,); that of rank r as often as 1 / (r + 2.7), Mandelbrot's form of the law."""
+    cumulative = np.cumsum(1.0 / (np.arange(1, vocab_size) + 2.7))
+    return 1 + np.searchsorted(cumulative, rng.random(size) * cumulative[-1])
+
+
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """The bytes, and names that no text holds for all other ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [END_OF_TEXT, *alphabet, *(f"<{number}>" for number in range(vocab_size))][:vocab_size]
+    bpe = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
