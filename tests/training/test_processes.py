@@ -18,6 +18,7 @@ from tinystories_slm.config import save_config
 from tinystories_slm.model.modeling_tinystories import TinyStoriesDecoderLayer
 from tinystories_slm.training import train
 from tinystories_slm.training.checkpoints import checkpoints, step_of
+from tinystories_slm.training.processes import build_accelerator
 from tinystories_slm.training.watching.tracking import read_metrics
 
 CONFIGURATIONS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -253,3 +254,10 @@ def test_the_runs_own_number_type_beats_the_launchers(tiny_run, monkeypatch):
     monkeypatch.setattr(Accelerator, "end_training", lambda self: seen.append(self.mixed_precision))
     train(tiny_run("--train.max_steps", "3", "--train.mixed_precision", "no"))
     assert seen == ["no"]
+
+
+def test_gradients_are_exchanged_where_they_lie(tiny_run):
+    accelerator, _ = build_accelerator(tiny_run())
+    handler = accelerator.ddp_handler
+    assert handler.gradient_as_bucket_view and not handler.broadcast_buffers
+    assert handler.bucket_cap_mb == 25 and not handler.find_unused_parameters

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
@@ -25,6 +26,10 @@ Decision = TypeVar("Decision")
 # The others wait while the first process downloads and tokenizes, then evaluates, tells stories and saves.
 _PREPARED_WITHIN = timedelta(hours=12)
 _ANSWER_WITHIN = timedelta(minutes=30)
+
+# Gradients lie in the buckets that are exchanged, so that they are neither stored nor copied twice; the model
+# has no buffers. Buckets are of PyTorch's 25 MB: see docs/speed.md.
+_DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, Settings]:
@@ -50,6 +55,7 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, S
             sync_with_dataloader=False,
         ),
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[_DDP],
         **options,
     )
     if accelerator.distributed_type == DistributedType.FSDP:

@@ -80,7 +80,6 @@ def announce(
         precision=accelerator.mixed_precision,
         optimizer=args.optimizer,
         averaged=args.ema_decay is not None,
-        num_processes=accelerator.num_processes,
         device_type=accelerator.device.type,
         attention=settings.attention,
     )

@@ -215,7 +215,6 @@ def memory_bytes(
     precision: str,
     optimizer: str,
     averaged: bool = False,
-    num_processes: int = 1,
     device_type: str = "cpu",
     attention: str | None = None,
 ) -> Memory:
@@ -225,8 +224,8 @@ def memory_bytes(
     vocabulary of V, and w bytes a number, 4 or in mixed precision 2:
 
     - weights: 4 P, and 2 N for the 16-bit copies that mixed precision makes of the matrices;
-    - gradients: 4 P, and 4 P more for the buckets that several processes exchange; 4 V C for that of the
-      head, which the loss keeps apart from forward to backward;
+    - gradients: 4 P, which several processes exchange where they lie; 4 V C for that of the head, which the
+      loss keeps apart from forward to backward;
     - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
     - average: 4 P where the weights are averaged (`train.ema_decay`);
     - activations: what backward reads again, per block and token (see `_activation_bytes_per_token`);
@@ -247,7 +246,7 @@ def memory_bytes(
     rows = min(tokens, 512 if device_type == "cpu" else max(512, 2**28 // V))
     return Memory(
         weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
-        gradients=4 * P * (2 if num_processes > 1 else 1) + 4 * V * C,
+        gradients=4 * P + 4 * V * C,
         optimizer=_optimizer_bytes(config, optimizer),
         average=4 * P if averaged else 0,
         activations=round(tokens * per_token),
