@@ -14,8 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -23,17 +21,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from preset import LIBRARIES, ROOT, machine
+from measuring import RESULTS, ROOT, command, fill_table, machine, versions, write_result
 
 from tinystories_slm.config import parse_config
 from tinystories_slm.training.watching.tracking import read_metrics
 
 PAGE = ROOT / "docs" / "recipe.md"
-END = "<!-- end of table -->"
 # The clock ends a run, and nothing but its end is evaluated or saved.
 LIMITS = {
     "train.max_steps": 1_000_000,
@@ -93,8 +89,8 @@ def _train_beside_base(
         name: _train_command(args, flags, folder / f"{name}_{seed}", seed)
         for name, flags in configurations.items()
     }
-    for name, command in commands.items():
-        _prepare(command)
+    for name, argv in commands.items():
+        _prepare(argv)
         shutil.rmtree(folder / f"{name}_{seed}", ignore_errors=True)
     # The cores change hands, in case they are not equal.
     turn = len(result["pairs"]) % len(args.cores)
@@ -157,10 +153,10 @@ def _side_by_side(
     """Run all at once, each on its core; how long each took, in seconds, and how it failed, if it did."""
     folder.mkdir(parents=True, exist_ok=True)
     started, running = time.perf_counter(), {}
-    for name, command in commands.items():
+    for name, argv in commands.items():
         with (folder / f"{name}_{what}.log").open("w") as log:
             running[name] = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, *argv],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -210,7 +206,7 @@ def _told(figures: dict) -> str:
 
 def _load(args: argparse.Namespace, base: Flags) -> dict:
     """What was measured before, if it was measured in the same way."""
-    path = _path(args.name)
+    path = RESULTS / f"{args.name}.json"
     protocol = {"base": dict(base), "minutes": args.minutes, "stories": args.stories}
     if path.is_file():
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -219,9 +215,9 @@ def _load(args: argparse.Namespace, base: Flags) -> dict:
             sys.exit(f"error: {path} holds results of {found}, not of {protocol}; choose another --name")
         return result
     return {
-        "command": "python " + shlex.join(sys.argv).replace(args.data, "DATA"),
+        "command": command(),
         "machine": machine(),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": versions(),
         **protocol,
         "pairs": [],
     }
@@ -238,18 +234,9 @@ def _is_done(result: dict, name: str, seed: int, flags: Flags) -> bool:
 
 
 def _save(args: argparse.Namespace, result: dict) -> None:
-    path = _path(args.name)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    begin = f"<!-- table: {args.name} -->"
-    page = PAGE.read_text(encoding="utf-8")
-    if begin in page:
-        before, rest = page.split(begin)
-        after = rest.split(END, 1)[1]
-        PAGE.write_text(f"{before}{begin}\n{table(result['pairs'])}{END}{after}", encoding="utf-8")
-
-
-def _path(name: str) -> Path:
-    return ROOT / "benchmarks" / "results" / f"{name}.json"
+    write_result(args.name, result)
+    if f"<!-- table: {args.name} -->" in PAGE.read_text(encoding="utf-8"):
+        fill_table(PAGE, args.name, table(result["pairs"]))
 
 
 def table(pairs: Sequence[dict]) -> str:

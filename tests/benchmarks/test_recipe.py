@@ -1,30 +1,15 @@
 """The comparison of recipes: what it would train can be trained, and its table is right."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
+import recipe
 import yaml
 from conftest import ROOT
 
 from tinystories_slm.config import parse_config
 
 TOLD = yaml.safe_load((ROOT / "benchmarks" / "recipe.yaml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    """benchmarks/recipe.py, a script that imports its neighbour."""
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("recipe", ROOT / "benchmarks" / "recipe.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return module
 
 
 @pytest.mark.parametrize("name", ["base", *TOLD["variants"]])
@@ -51,7 +36,7 @@ def pair(variant: str, seed: int, base: float, run: float | None) -> dict:
     return {"variant": variant, "seed": seed, "flags": flags, "base": figures(base), "run": figures(run)}
 
 
-def test_the_table_gives_the_mean_of_differences_between_neighbours(recipe):
+def test_the_table_gives_the_mean_of_differences_between_neighbours():
     # The base is at another level in each pair: its noise is not the difference's.
     pairs = [pair("worse", 0, 1.0, 1.2), pair("worse", 1, 2.0, 2.4), pair("better", 0, 1.0, 0.9)]
     pairs += [pair("better", 1, 2.0, None), pair("wild", 0, 1.0, None)]
@@ -65,7 +50,7 @@ def test_the_table_gives_the_mean_of_differences_between_neighbours(recipe):
     ]
 
 
-def test_a_pair_is_trained_once_and_again_when_its_flags_change(recipe):
+def test_a_pair_is_trained_once_and_again_when_its_flags_change():
     result = {"pairs": [pair("one", 0, 1.0, 1.0)]}
 
     assert recipe._is_done(result, "one", 0, result["pairs"][0]["flags"])
