@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.errors import InputError
+from tinystories_slm.generation.decoding import Decoding, choose_decoding
 from tinystories_slm.generation.prompts import read_prompts
 from tinystories_slm.generation.sampling import Sampling
 from tinystories_slm.generation.telling import Beginning, Story, StoryStream, begin, tell_stories
@@ -60,7 +62,10 @@ class GenerateArgs:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model computes; auto takes cuda, else mps, else cpu."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and computation."""
+    """Of weights and computation; bfloat16 is faster for many stories, and tells others."""
+    decoding: Decoding = "auto"
+    """The loop: transformers' own (plain), ours (torch), ours with compiled kernels (native); auto takes the
+    last of these that can decode the model, and says which."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False
@@ -118,7 +123,12 @@ def generate(args: GenerateArgs) -> list[Story]:
     )
     first = secrets.randbelow(10_000) if args.seed is None else args.seed
     seeds = range(first, first + args.num_stories)
-    logger.info("model %s on %s, seed %s", args.model, model.device, first)
+    way, reason = choose_decoding(model, args.decoding)
+    logger.info(
+        "model %s on %s, seed %s; %s decoding%s, %s, %d threads",
+        args.model, model.device, first, way, f" ({reason})" if reason else "", args.dtype,
+        torch.get_num_threads(),
+    )  # fmt: skip
     beginnings = begin(
         model,
         tokenizer,
@@ -177,6 +187,7 @@ def _tell(
         args.sampling(),
         batch_size=args.batch_size,
         finish_sentence=args.finish_sentence,
+        decoding=args.decoding,
     )
     for number, story in enumerate(stories):
         print(_RULE if number else "", story.text, sep="", end="", flush=True)
@@ -193,7 +204,12 @@ def _stream(
     for number, beginning in enumerate(beginnings):
         print(_RULE if number else "", end="")
         stream = StoryStream(
-            model, tokenizer, beginning, args.sampling(), finish_sentence=args.finish_sentence
+            model,
+            tokenizer,
+            beginning,
+            args.sampling(),
+            finish_sentence=args.finish_sentence,
+            decoding=args.decoding,
         )
         with closing(iter(stream)) as pieces:
             for piece in pieces:

@@ -1,20 +1,13 @@
-"""How the next token is chosen: transformers' logits processors, and a die of its own for each story."""
+"""How the next token is chosen, with a die of its own for each story."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from tinystories_slm.errors import InputError
 
@@ -70,34 +63,72 @@ class Sampling:
             steps.append(
                 RepetitionPenaltyLogitsProcessor(self.repetition_penalty, prompt_ignore_length=prompt_length)
             )
-        if self.temperature == 0:
-            return steps
-        steps.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k > 0:
-            steps.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            steps.append(TopPLogitsWarper(float(self.top_p)))
-        if self.min_p > 0.0:
-            steps.append(MinPLogitsWarper(float(self.min_p)))
-        steps.append(StoryDice(seeds))
+        if self.temperature > 0:
+            steps.append(StoryDice(self, seeds))
         return steps
+
+    def choose(self, scores: Tensor, dice: Sequence[random.Random]) -> Tensor:
+        """The next token (B,) of each of B stories, drawn by its own die from its scores (B, V).
+
+        Temperature, top_k, top_p and min_p cut in `generate()`'s order, but only the top_k likeliest tokens
+        are ever looked at. Then one uniform number each is looked up in the cumulative probabilities, in
+        the vocabulary's order: there no tie of two tokens, broken this way or that, moves a third one.
+        """
+        if self.temperature == 0:
+            return scores.argmax(dim=-1)
+        scores = scores.to(torch.float32) / self.temperature
+        ids = None
+        if 0 < self.top_k < scores.shape[-1]:
+            scores, ids = scores.topk(self.top_k)  # (B, k), likeliest first
+        probabilities = scores.softmax(dim=-1)
+        if self.top_p < 1.0:
+            if ids is None:
+                probabilities, ids = _likeliest(probabilities, self.top_p)
+            before = probabilities.cumsum(dim=-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
+        if self.min_p > 0.0:
+            least = self.min_p * probabilities.amax(dim=-1, keepdim=True)
+            probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        if ids is not None:
+            ids, order = ids.sort(dim=-1)
+            probabilities = probabilities.gather(-1, order)
+        cumulative = probabilities.to("cpu", torch.float64).cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        drawn = torch.tensor([[die.random()] for die in dice], dtype=torch.float64) * total  # (B, 1)
+        # Below the total even where the product rounds up to it: behind the last step there is no token.
+        drawn = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
+        at = torch.searchsorted(cumulative, drawn, right=True)
+        at = at.clamp(max=cumulative.shape[-1] - 1).to(
+            scores.device
+        )  # a diverged model's NaN are in no order
+        return (at if ids is None else ids.gather(-1, at)).squeeze(-1)
+
+
+def _likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids, likeliest first, of at least the tokens that together have `top_p`."""
+    num_tokens = min(512, probabilities.shape[-1])  # nearly always enough, and far cheaper than to sort all
+    most, ids = probabilities.topk(num_tokens)
+    if num_tokens < probabilities.shape[-1] and bool((most.sum(dim=-1) < top_p).any()):
+        return probabilities.sort(dim=-1, descending=True)
+    return most, ids
+
+
+def story_die(seed: int) -> random.Random:
+    """A story's own random numbers, one for each token.
+
+    They make a story a function of (model, prompt, settings, seed): the same alone, in any batch, streamed
+    or not, on any device up to rounding; and the caller's random state stays untouched. Python promises the
+    same numbers from each version of it.
+    """
+    return random.Random(seed)
 
 
 class StoryDice(LogitsProcessor):
-    """Makes the largest score a fair draw from softmax(scores), with random numbers of each story's own.
+    """`Sampling.choose` for any model's `generate()`: the chosen token alone keeps a score."""
 
-    Subtracting log E, E ~ Exp(1) for each token, and taking the largest is the exponential race by which
-    `torch.multinomial` itself draws. Seeding each row apart makes a story a function of (model, prompt,
-    settings, seed): the same alone, in any batch, streamed or not, on any device up to rounding; and the
-    caller's random state stays untouched.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.sampling, self.dice = sampling, [story_die(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # On the CPU in float64 whatever the device: the same numbers everywhere, and an E of 0 out of reach.
-        race = torch.empty(scores.shape, dtype=torch.float64)  # (B, V)
-        for row, generator in zip(race, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - race.clamp_min_(1e-300).log_().to(scores.dtype).to(scores.device)
+        chosen = self.sampling.choose(scores, self.dice)
+        return torch.full_like(scores, -math.inf).scatter_(-1, chosen[:, None], 0.0)

@@ -2,9 +2,10 @@
 
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from tinystories_slm.errors import InputError
+from tinystories_slm.generation.decoding import Decoding, choose_decoding, decode
 from tinystories_slm.generation.sampling import Sampling
 from tinystories_slm.generation.sentences import end_of_last_sentence
 from tinystories_slm.model import TinyStoriesConfig
@@ -62,12 +64,13 @@ def generate_stories(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
+    decoding: Decoding = "auto",
 ) -> list[str]:
     """Each prompt with its continuation, up to `<|endoftext|>` or `max_new_tokens`, told in one batch.
 
     A story never outgrows the model's context: what its prompt leaves of it bounds `max_new_tokens`.
     Story i is told with seed + i, by itself: neither the others nor the batch change it. The caller's
-    random state is left as it was. See `Sampling` for the knobs.
+    random state is left as it was. See `Sampling` for the knobs, `Decoding` for the loops.
 
     Raises:
         InputError: a setting outside its range, or a prompt that fills the context.
@@ -82,7 +85,9 @@ def generate_stories(
     )
     first = secrets.randbelow(2**31) if seed is None else seed
     beginnings = begin(model, tokenizer, prompts, range(first, first + len(prompts)), sampling)
-    told = tell_stories(model, tokenizer, beginnings, sampling, batch_size=max(1, len(prompts)))
+    told = tell_stories(
+        model, tokenizer, beginnings, sampling, batch_size=max(1, len(prompts)), decoding=decoding
+    )
     return [story.text for story in told]
 
 
@@ -121,13 +126,25 @@ def tell_stories(
     *,
     batch_size: int,
     finish_sentence: bool = False,
+    decoding: Decoding = "auto",
 ) -> Iterator[Story]:
-    """Tell `batch_size` stories at once; they come in the order of `beginnings`, as each batch is done.
+    """Tell `batch_size` stories at once; they come in the order of `beginnings`, each as soon as it can.
 
     With `finish_sentence` a story that the budget ended is cut after its last full sentence, where one
     ends behind the prompt.
     """
     end_ids = _end_ids(model, tokenizer)
+    way, _ = choose_decoding(model, decoding)
+    if beginnings and way != "plain":
+        told, following = {}, 0
+        ended = _decode(model, tokenizer, beginnings, sampling, end_ids, batch_size=batch_size, way=way)
+        for number, new_ids in ended:
+            told[number] = new_ids
+            while following in told:
+                beginning, row = beginnings[following], told.pop(following)
+                following += 1
+                yield _story(tokenizer, beginning, row, end_ids, finish_sentence)
+        return
     for batch in _batches(beginnings, batch_size):
         output_ids = _generate(model, tokenizer, batch, sampling, end_ids)
         for beginning, row in zip(batch, output_ids.tolist(), strict=True):
@@ -150,8 +167,10 @@ class StoryStream:
         sampling: Sampling,
         *,
         finish_sentence: bool = False,
+        decoding: Decoding = "auto",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.way, _ = choose_decoding(model, decoding)
         self.beginning, self.sampling, self.finish_sentence = beginning, sampling, finish_sentence
         self.story: Story | None = None
 
@@ -182,20 +201,50 @@ class StoryStream:
 
     def _write(self, streamer: TextIteratorStreamer, listener_left: threading.Event) -> None:
         end_ids = _end_ids(self.model, self.tokenizer)
+        tell = self._tell_plain if self.way == "plain" else self._tell
         try:
-            [row] = _generate(
-                self.model,
-                self.tokenizer,
-                [self.beginning],
-                self.sampling,
-                end_ids,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([_Left(listener_left)]),
-            ).tolist()
+            row = tell(streamer, listener_left, end_ids)
             self.story = _story(self.tokenizer, self.beginning, row, end_ids, self.finish_sentence)
         except BaseException as error:  # to be raised where the pieces are read
             self.failure = error
-            streamer.end()
+        streamer.end()
+
+    def _tell(
+        self, streamer: TextIteratorStreamer, listener_left: threading.Event, end_ids: list[int]
+    ) -> list[int]:
+        row: list[int] = []
+
+        def hear(token: int) -> None:
+            row.append(token)
+            streamer.put(torch.tensor([token]))
+            if listener_left.is_set():
+                raise _ListenerLeft
+
+        ended = _decode(
+            self.model, self.tokenizer, [self.beginning], self.sampling, end_ids,
+            batch_size=1, way=self.way, on_token=hear, streamer=streamer,
+        )  # fmt: skip
+        with suppress(_ListenerLeft):
+            list(ended)
+        return row
+
+    def _tell_plain(
+        self, streamer: TextIteratorStreamer, listener_left: threading.Event, end_ids: list[int]
+    ) -> list[int]:
+        [row] = _generate(
+            self.model,
+            self.tokenizer,
+            [self.beginning],
+            self.sampling,
+            end_ids,
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([_Left(listener_left)]),
+        ).tolist()
+        return row
+
+
+class _ListenerLeft(Exception):
+    """Nobody reads the pieces any more."""
 
 
 class _PieceStreamer(TextIteratorStreamer):
@@ -281,25 +330,81 @@ def _generate(
     **options: object,
 ) -> Tensor:
     """The new token ids, (len(batch), at most their budget), filled up after an end token."""
-    longest = max(len(beginning.token_ids) for beginning in batch)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
-    # Padding on the left, so that every continuation starts right after its prompt.
-    input_ids = torch.tensor([[pad_id] * (longest - len(one.token_ids)) + one.token_ids for one in batch])
-    attention_mask = torch.tensor(
-        [[0] * (longest - len(one.token_ids)) + [1] * len(one.token_ids) for one in batch]
-    )  # both (len(batch), longest)
+    prompts = _padded(model, tokenizer, batch, end_ids)
+    longest = prompts["input_ids"].shape[1]
     # Greedy, as the processors' dice have been cast when it takes the largest score.
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=batch[0].budget, eos_token_id=end_ids, pad_token_id=pad_id
+        do_sample=False,
+        max_new_tokens=batch[0].budget,
+        eos_token_id=end_ids,
+        pad_token_id=_pad_id(tokenizer, end_ids),
     )
     with _evaluating(model, settings), torch.no_grad():
         output_ids = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
+            **prompts,
             logits_processor=sampling.processors([one.seed for one in batch], longest),
             **options,
         )
     return output_ids[:, longest:]
+
+
+def _decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    beginnings: Sequence[Beginning],
+    sampling: Sampling,
+    end_ids: list[int],
+    *,
+    batch_size: int,
+    way: Decoding,
+    on_token: Callable[[int], None] | None = None,
+    streamer: TextIteratorStreamer | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """(Number of the story, its new token ids), as each ends, from our own loop under `generate()`."""
+    loop = partial(
+        decode,
+        seeds=[one.seed for one in beginnings],
+        budgets=[one.budget for one in beginnings],
+        sampling=sampling,
+        end_ids=end_ids,
+        batch_size=batch_size,
+        way=way,
+        on_token=on_token,
+    )
+    # What generate() checks is the longest prompt; how many tokens follow each one is the loop's affair.
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=min(one.budget for one in beginnings),
+        eos_token_id=end_ids,
+        pad_token_id=_pad_id(tokenizer, end_ids),
+    )
+    with _evaluating(model, settings):
+        return model.generate(
+            **_padded(model, tokenizer, beginnings, end_ids), custom_generate=loop, streamer=streamer
+        )
+
+
+def _padded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    beginnings: Sequence[Beginning],
+    end_ids: list[int],
+) -> dict[str, Tensor]:
+    """input_ids and attention_mask, both (stories, longest prompt): padded on the left, so that every
+    continuation starts right after its prompt."""
+    longest = max(len(one.token_ids) for one in beginnings)
+    pads = [longest - len(one.token_ids) for one in beginnings]
+    pad_id = _pad_id(tokenizer, end_ids)
+    rows = [[pad_id] * pad + one.token_ids for pad, one in zip(pads, beginnings, strict=True)]
+    mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+    return {
+        "input_ids": torch.tensor(rows, device=model.device),
+        "attention_mask": torch.tensor(mask, device=model.device),
+    }
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
 
 
 @contextmanager

@@ -1,0 +1,224 @@
+/* What decoding spends its time on, for a processor: one token of one story, and the attention of many.
+
+Compiled at run time by kernels.py, once per type of the stored numbers (matrices and cache): float32, or
+with -DBFLOAT16 bfloat16. All arithmetic is float32. Letters as in modeling_tinystories.py: C hidden_size,
+H heads, K key-value heads, D head_dim, I intermediate_size, V vocabulary, S positions that the cache holds. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <omp.h>
+
+#ifdef BFLOAT16
+typedef uint16_t stored;
+static inline float widen(stored x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+static inline stored narrow(float x) { /* to the nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+#else
+typedef float stored;
+static inline float widen(stored x) { return x; }
+static inline stored narrow(float x) { return x; }
+#endif
+
+enum { BLOCK = 256, MAX_HEAD_DIM = 256 };
+
+/* The order of the fields is that of kernels.py. A bias or norm that a model lacks is NULL. */
+typedef struct {
+    const float *norm_1, *norm_1_bias; /* (C,) */
+    const stored *qkv;                 /* ((H + 2 K) D, C) */
+    const float *qkv_bias;
+    const float *q_norm, *k_norm; /* (D,) */
+    const stored *out;            /* (C, H D) */
+    const float *out_bias;
+    const float *norm_2, *norm_2_bias;
+    const stored *up; /* (I, C); modern (2 I, C), the gates first */
+    const float *up_bias;
+    const stored *down; /* (C, I) */
+    const float *down_bias;
+    stored *keys, *values; /* (slots, K, S, D) */
+} Layer;
+
+typedef struct {
+    int64_t num_layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, capacity, modern, threads;
+    double eps;
+    const stored *embedding, *positions; /* (V, C), gpt: (S or more, C) */
+    const float *cos, *sin;              /* modern: (S or more, D / 2) */
+    const float *norm, *norm_bias;
+    const stored *head; /* (V, C) */
+    const Layer *layers;
+} Model;
+
+/* y[i] = W[i] . x + bias[i] for the rows [from, to) of W; four at a time hide the latency of the sums. */
+static void matvec(float *y, const stored *W, const float *bias, const float *x, int64_t n, int64_t from, int64_t to) {
+    int64_t i = from;
+    for (; i + 4 <= to; i += 4) {
+        const stored *w = W + i * n;
+        float a = 0, b = 0, c = 0, d = 0;
+        for (int64_t j = 0; j < n; j++) {
+            a += widen(w[j]) * x[j];
+            b += widen(w[j + n]) * x[j];
+            c += widen(w[j + 2 * n]) * x[j];
+            d += widen(w[j + 3 * n]) * x[j];
+        }
+        y[i] = a, y[i + 1] = b, y[i + 2] = c, y[i + 3] = d;
+    }
+    for (; i < to; i++) {
+        float a = 0;
+        for (int64_t j = 0; j < n; j++) a += widen(W[i * n + j]) * x[j];
+        y[i] = a;
+    }
+    if (bias)
+        for (i = from; i < to; i++) y[i] += bias[i];
+}
+
+static void rms_norm(float *y, const float *x, const float *weight, int64_t n, float eps) {
+    float squares = 0;
+    for (int64_t i = 0; i < n; i++) squares += x[i] * x[i];
+    float scale = 1 / sqrtf(squares / n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
+}
+
+static void layer_norm(float *y, const float *x, const float *weight, const float *bias, int64_t n, float eps) {
+    float mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; i++) mean += x[i];
+    mean /= n;
+    for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
+    float scale = 1 / sqrtf(variance / n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
+}
+
+static void norm(const Model *m, float *y, const float *x, const float *weight, const float *bias) {
+    if (m->modern)
+        rms_norm(y, x, weight, m->hidden, m->eps);
+    else
+        layer_norm(y, x, weight, bias, m->hidden, m->eps);
+}
+
+static void rotate(float *x, const float *cos, const float *sin, int64_t D) {
+    for (int64_t i = 0; i < D / 2; i++) {
+        float a = x[i], b = x[i + D / 2];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + D / 2] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* One query over the keys and values 0..n-1, a block at a time (softmax as in arXiv 1805.02867). */
+static inline __attribute__((always_inline)) void
+attend_query(float *out, const float *q, const stored *keys, const stored *values, int64_t n, int64_t D) {
+    float scale = 1 / sqrtf(D), top = -1e30f, sum = 0, weights[BLOCK], mixed[MAX_HEAD_DIM];
+    for (int64_t d = 0; d < D; d++) mixed[d] = 0;
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        int64_t size = n - start < BLOCK ? n - start : BLOCK;
+        float new_top = top;
+        for (int64_t s = 0; s < size; s++) {
+            const stored *key = keys + (start + s) * D;
+            float score = 0;
+            for (int64_t d = 0; d < D; d++) score += q[d] * widen(key[d]);
+            weights[s] = score * scale;
+            new_top = weights[s] > new_top ? weights[s] : new_top;
+        }
+        float old = expf(top - new_top);
+        sum *= old, top = new_top;
+        for (int64_t d = 0; d < D; d++) mixed[d] *= old;
+        for (int64_t s = 0; s < size; s++) weights[s] = expf(weights[s] - top);
+        for (int64_t s = 0; s < size; s++) sum += weights[s];
+        for (int64_t s = 0; s < size; s++) {
+            const stored *value = values + (start + s) * D;
+            for (int64_t d = 0; d < D; d++) mixed[d] += weights[s] * widen(value[d]);
+        }
+    }
+    for (int64_t d = 0; d < D; d++) out[d] = mixed[d] / sum;
+}
+
+/* Key-value head `k` of one story: its key and value enter the cache, its queries attend.
+   `qkv` ((H + 2 K) D,) is that of the token at `position`; `out` (H D,). */
+static void attend_head(const Model *m, const Layer *l, float *out, float *qkv, int64_t slot, int64_t position, int64_t k) {
+    int64_t D = m->head_dim, group = m->heads / m->kv_heads, at = (slot * m->kv_heads + k) * m->capacity * D;
+    float *key = qkv + (m->heads + k) * D, *value = key + m->kv_heads * D;
+    stored *keys = l->keys + at, *values = l->values + at;
+    if (l->k_norm) rms_norm(key, key, l->k_norm, D, m->eps);
+    if (m->cos) rotate(key, m->cos + position * (D / 2), m->sin + position * (D / 2), D);
+    for (int64_t d = 0; d < D; d++) {
+        keys[position * D + d] = narrow(key[d]);
+        values[position * D + d] = narrow(value[d]);
+    }
+    for (int64_t h = k * group; h < (k + 1) * group; h++) {
+        float *q = qkv + h * D;
+        if (l->q_norm) rms_norm(q, q, l->q_norm, D, m->eps);
+        if (m->cos) rotate(q, m->cos + position * (D / 2), m->sin + position * (D / 2), D);
+        if (D == 32) /* known sizes unroll */
+            attend_query(out + h * D, q, keys, values, position + 1, 32);
+        else if (D == 64)
+            attend_query(out + h * D, q, keys, values, position + 1, 64);
+        else
+            attend_query(out + h * D, q, keys, values, position + 1, D);
+    }
+}
+
+/* Attention of one layer for the next token of n stories, in the slots 0..n-1 of the cache.
+   qkv (n, (H + 2 K) D) is used up, positions (n,), out (n, H D). */
+void attend(const Model *m, int64_t layer, int64_t n, float *qkv, const int64_t *positions, float *out) {
+    int64_t wide = (m->heads + 2 * m->kv_heads) * m->head_dim, narrow_ = m->heads * m->head_dim;
+#pragma omp parallel for num_threads(m->threads) schedule(static)
+    for (int64_t i = 0; i < n * m->kv_heads; i++) {
+        int64_t row = i / m->kv_heads;
+        attend_head(m, m->layers + layer, out + row * narrow_, qkv + row * wide, row, positions[row], i % m->kv_heads);
+    }
+}
+
+static float gelu_tanh(float x) { return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x))); }
+static float silu(float x) { return x / (1 + expf(-x)); }
+
+/* The share of thread `t` of `n` things. */
+static int64_t share(int64_t n, int64_t t, int64_t threads) { return n * t / threads; }
+
+/* Logits (V,) of what follows `token` at `position` of the story in slot 0.
+   scratch: 2 C + (2 H + 2 K) D + 2 I floats, and C more for each thread. */
+void next_logits(const Model *m, int64_t token, int64_t position, float *scratch, float *logits) {
+    int64_t C = m->hidden, D = m->head_dim, I = m->intermediate, wide = (m->heads + 2 * m->kv_heads) * D;
+    float *x = scratch, *projected = x + C, *qkv = projected + C, *mixed = qkv + wide;
+    float *inner = mixed + m->heads * D, *own = inner + 2 * I;
+    for (int64_t i = 0; i < C; i++)
+        x[i] = widen(m->embedding[token * C + i]) + (m->positions ? widen(m->positions[position * C + i]) : 0);
+#pragma omp parallel num_threads(m->threads)
+    {
+        int64_t t = omp_get_thread_num(), threads = omp_get_num_threads();
+        float *normed = own + t * C; /* each thread norms for itself: cheaper than waiting for one */
+        int64_t c0 = share(C, t, threads), c1 = share(C, t + 1, threads);
+        int64_t i0 = share(I, t, threads), i1 = share(I, t + 1, threads);
+        for (const Layer *l = m->layers; l < m->layers + m->num_layers; l++) {
+            norm(m, normed, x, l->norm_1, l->norm_1_bias);
+            matvec(qkv, l->qkv, l->qkv_bias, normed, C, share(wide, t, threads), share(wide, t + 1, threads));
+#pragma omp barrier
+            for (int64_t k = share(m->kv_heads, t, threads); k < share(m->kv_heads, t + 1, threads); k++)
+                attend_head(m, l, mixed, qkv, 0, position, k);
+#pragma omp barrier
+            matvec(projected, l->out, l->out_bias, mixed, m->heads * D, c0, c1);
+            for (int64_t i = c0; i < c1; i++) x[i] += projected[i];
+#pragma omp barrier
+            norm(m, normed, x, l->norm_2, l->norm_2_bias);
+            matvec(inner, l->up, l->up_bias, normed, C, i0, i1);
+            if (m->modern) {
+                matvec(inner, l->up, l->up_bias, normed, C, I + i0, I + i1);
+                for (int64_t i = i0; i < i1; i++) inner[i] = silu(inner[i]) * inner[I + i];
+            } else {
+                for (int64_t i = i0; i < i1; i++) inner[i] = gelu_tanh(inner[i]);
+            }
+#pragma omp barrier
+            matvec(projected, l->down, l->down_bias, inner, I, c0, c1);
+            for (int64_t i = c0; i < c1; i++) x[i] += projected[i];
+#pragma omp barrier
+        }
+        norm(m, normed, x, m->norm, m->norm_bias);
+        matvec(logits, m->head, NULL, normed, C, share(m->vocab, t, threads), share(m->vocab, t + 1, threads));
+    }
+}
