@@ -89,8 +89,8 @@ class _Layer:
     up_bias: Tensor | None
     down: Tensor  # (C, I)
     down_bias: Tensor | None
-    keys: Tensor  # (places, K, S, D)
-    values: Tensor
+    keys: Tensor  # (places, K, S, D); for the kernels (places, K, S / LANES, D, LANES)
+    values: Tensor  # (places, K, S, D)
 
 
 class Decoder:
@@ -104,6 +104,7 @@ class Decoder:
         self.model, self.config, self.dtype = model, model.config, model.dtype
         config, device, inner = model.config, model.device, model.model
         self.modern = config.family == "modern"
+        capacity = -(-capacity // kernels.LANES) * kernels.LANES
         self.embedding, self.head = inner.embed_tokens.weight, model.lm_head.weight
         self.positions = None if self.modern else inner.embed_positions.weight
         self.norm, self.norm_bias = self._norm(inner.norm)
@@ -112,9 +113,9 @@ class Decoder:
         if self.modern:
             steps = torch.arange(capacity, device=device)[None]
             self.cos, self.sin = (angles[0] for angles in rotary_angles(config, steps, torch.float32))
+        self.kernels = kernels.load_kernels(self.dtype) if way == "native" else None
         cache = (places, config.num_key_value_heads, capacity, config.head_dim)
         self.layers = [self._layer(layer, cache) for layer in inner.layers]
-        self.kernels = kernels.load_kernels(self.dtype) if way == "native" else None
         if self.kernels:
             self._describe(capacity)
 
@@ -135,6 +136,8 @@ class Decoder:
             q_norm, k_norm = attention.q_norm.weight.float(), attention.k_norm.weight.float()
         # Zeros, as what a mask hides is still multiplied, by zero.
         keys, values = (torch.zeros(cache, dtype=self.dtype, device=up.device) for _ in range(2))
+        if self.kernels:
+            keys = keys.view(*cache[:2], -1, self.config.head_dim, kernels.LANES)
         return _Layer(
             norm_1, norm_1_bias, qkv, qkv_bias, q_norm, k_norm, out, out_bias,
             norm_2, norm_2_bias, up, up_bias, down, down_bias, keys, values,
@@ -178,7 +181,12 @@ class Decoder:
         finally:
             self.model.train(was_training)
         for layer, read in zip(self.layers, output.past_key_values.layers, strict=True):
-            layer.keys[places, :, : len(token_ids)] = read.keys
+            if self.kernels:
+                padded = F.pad(read.keys, (0, 0, 0, -len(token_ids) % kernels.LANES))
+                blocks = padded.unflatten(2, (-1, kernels.LANES)).transpose(3, 4)  # (1, K, blocks, D, LANES)
+                layer.keys[places, :, : blocks.shape[2]] = blocks
+            else:
+                layer.keys[places, :, : len(token_ids)] = read.keys
             layer.values[places, :, : len(token_ids)] = read.values
         return output.logits[0, -1].float()
 

@@ -29,7 +29,19 @@ static inline float widen(stored x) { return x; }
 static inline stored narrow(float x) { return x; }
 #endif
 
-enum { BLOCK = 256, MAX_HEAD_DIM = 256 };
+enum { LANES = 16, BLOCK = 16 * LANES, MAX_HEAD_DIM = 256 };
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline lanes widen_lanes(const stored *x) {
+#ifdef BFLOAT16
+    typedef uint16_t narrow_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+    typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+    return (lanes)(__builtin_convertvector(*(const narrow_lanes *)x, bits) << 16);
+#else
+    return *(const lanes *)x;
+#endif
+}
 
 /* The order of the fields is that of kernels.py. A bias or norm that a model lacks is NULL. */
 typedef struct {
@@ -44,7 +56,8 @@ typedef struct {
     const float *up_bias;
     const stored *down; /* (C, I) */
     const float *down_bias;
-    stored *keys, *values; /* (slots, K, S, D) */
+    stored *keys;   /* (places, K, S / LANES, D, LANES): LANES scores at once need no sum across */
+    stored *values; /* (places, K, S, D) */
 } Layer;
 
 typedef struct {
@@ -118,22 +131,35 @@ attend_query(float *out, const float *q, const stored *keys, const stored *value
     for (int64_t d = 0; d < D; d++) mixed[d] = 0;
     for (int64_t start = 0; start < n; start += BLOCK) {
         int64_t size = n - start < BLOCK ? n - start : BLOCK;
-        float new_top = top;
-        for (int64_t s = 0; s < size; s++) {
+        for (int64_t s = 0; s < size; s += LANES) { /* what lies behind n is computed, and not looked at */
             const stored *key = keys + (start + s) * D;
-            float score = 0;
-            for (int64_t d = 0; d < D; d++) score += q[d] * widen(key[d]);
-            weights[s] = score * scale;
-            new_top = weights[s] > new_top ? weights[s] : new_top;
+            lanes even = {0}, odd = {0};
+            for (int64_t d = 0; d + 1 < D; d += 2) {
+                even += q[d] * widen_lanes(key + d * LANES);
+                odd += q[d + 1] * widen_lanes(key + (d + 1) * LANES);
+            }
+            if (D % 2) even += q[D - 1] * widen_lanes(key + (D - 1) * LANES);
+            *(lanes *)(weights + s) = (even + odd) * scale;
         }
+        float new_top = top;
+        for (int64_t s = 0; s < size; s++) new_top = weights[s] > new_top ? weights[s] : new_top;
         float old = expf(top - new_top);
         sum *= old, top = new_top;
-        for (int64_t d = 0; d < D; d++) mixed[d] *= old;
         for (int64_t s = 0; s < size; s++) weights[s] = expf(weights[s] - top);
         for (int64_t s = 0; s < size; s++) sum += weights[s];
-        for (int64_t s = 0; s < size; s++) {
-            const stored *value = values + (start + s) * D;
-            for (int64_t d = 0; d < D; d++) mixed[d] += weights[s] * widen(value[d]);
+        int64_t d = 0;
+        for (; d + 2 * LANES <= D; d += 2 * LANES) {
+            lanes low = *(lanes *)(mixed + d) * old, high = *(lanes *)(mixed + d + LANES) * old;
+            for (int64_t s = 0; s < size; s++) {
+                const stored *value = values + (start + s) * D + d;
+                low += weights[s] * widen_lanes(value);
+                high += weights[s] * widen_lanes(value + LANES);
+            }
+            *(lanes *)(mixed + d) = low, *(lanes *)(mixed + d + LANES) = high;
+        }
+        for (; d < D; d++) {
+            mixed[d] *= old;
+            for (int64_t s = 0; s < size; s++) mixed[d] += weights[s] * widen(values[(start + s) * D + d]);
         }
     }
     for (int64_t d = 0; d < D; d++) out[d] = mixed[d] / sum;
@@ -141,14 +167,14 @@ attend_query(float *out, const float *q, const stored *keys, const stored *value
 
 /* Key-value head `k` of one story: its key and value enter the cache, its queries attend.
    `qkv` ((H + 2 K) D,) is that of the token at `position`; `out` (H D,). */
-static void attend_head(const Model *m, const Layer *l, float *out, float *qkv, int64_t slot, int64_t position, int64_t k) {
-    int64_t D = m->head_dim, group = m->heads / m->kv_heads, at = (slot * m->kv_heads + k) * m->capacity * D;
+static void attend_head(const Model *m, const Layer *l, float *out, float *qkv, int64_t place, int64_t position, int64_t k) {
+    int64_t D = m->head_dim, group = m->heads / m->kv_heads, at = (place * m->kv_heads + k) * m->capacity * D;
     float *key = qkv + (m->heads + k) * D, *value = key + m->kv_heads * D;
     stored *keys = l->keys + at, *values = l->values + at;
     if (l->k_norm) rms_norm(key, key, l->k_norm, D, m->eps);
     if (m->cos) rotate(key, m->cos + position * (D / 2), m->sin + position * (D / 2), D);
     for (int64_t d = 0; d < D; d++) {
-        keys[position * D + d] = narrow(key[d]);
+        keys[(position / LANES * D + d) * LANES + position % LANES] = narrow(key[d]);
         values[position * D + d] = narrow(value[d]);
     }
     for (int64_t h = k * group; h < (k + 1) * group; h++) {
@@ -164,7 +190,7 @@ static void attend_head(const Model *m, const Layer *l, float *out, float *qkv, 
     }
 }
 
-/* Attention of one layer for the next token of n stories, in the slots 0..n-1 of the cache.
+/* Attention of one layer for the next token of n stories, in the places 0..n-1 of the cache.
    qkv (n, (H + 2 K) D) is used up, positions (n,), out (n, H D). */
 void attend(const Model *m, int64_t layer, int64_t n, float *qkv, const int64_t *positions, float *out) {
     int64_t wide = (m->heads + 2 * m->kv_heads) * m->head_dim, narrow_ = m->heads * m->head_dim;
@@ -181,7 +207,7 @@ static float silu(float x) { return x / (1 + expf(-x)); }
 /* The share of thread `t` of `n` things. */
 static int64_t share(int64_t n, int64_t t, int64_t threads) { return n * t / threads; }
 
-/* Logits (V,) of what follows `token` at `position` of the story in slot 0.
+/* Logits (V,) of what follows `token` at `position` of the story in place 0.
    scratch: 2 C + (2 H + 2 K) D + 2 I floats, and C more for each thread. */
 void next_logits(const Model *m, int64_t token, int64_t position, float *scratch, float *logits) {
     int64_t C = m->hidden, D = m->head_dim, I = m->intermediate, wide = (m->heads + 2 * m->kv_heads) * D;

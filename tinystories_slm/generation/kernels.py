@@ -48,6 +48,8 @@ class Model(ctypes.Structure):
 
 
 MAX_HEAD_DIM = 256
+LANES = 16
+"""Positions whose keys lie together in the cache, and what its length is a multiple of."""
 
 
 @functools.cache
