@@ -175,9 +175,10 @@ class StoryStream:
         self.story: Story | None = None
 
     def __iter__(self) -> Iterator[str]:
-        streamer = _PieceStreamer(self.tokenizer, skip_special_tokens=True)
+        end_ids = _end_ids(self.model, self.tokenizer)
+        streamer = _PieceStreamer(self.tokenizer, end_ids)
         listener_left = threading.Event()
-        writer = threading.Thread(target=self._write, args=(streamer, listener_left), daemon=True)
+        writer = threading.Thread(target=self._write, args=(streamer, listener_left, end_ids), daemon=True)
         self.failure: BaseException | None = None
         prompt_length = len(self.tokenizer.decode(self.beginning.token_ids, skip_special_tokens=True))
         text, shown = "", 0
@@ -199,8 +200,9 @@ class StoryStream:
         if rest := self.story.text[shown:]:
             yield rest
 
-    def _write(self, streamer: TextIteratorStreamer, listener_left: threading.Event) -> None:
-        end_ids = _end_ids(self.model, self.tokenizer)
+    def _write(
+        self, streamer: TextIteratorStreamer, listener_left: threading.Event, end_ids: list[int]
+    ) -> None:
         tell = self._tell_plain if self.way == "plain" else self._tell
         try:
             row = tell(streamer, listener_left, end_ids)
@@ -251,11 +253,18 @@ class _PieceStreamer(TextIteratorStreamer):
     """Hands on whole words, as its parent does, but decodes the story from its start each time.
 
     The parent forgets what was before a line break, and then a tokenizer as Llama's, which drops the blank
-    that a text starts with, drops the one behind the break.
+    that a text starts with, drops the one behind the break. Nor is an end token part of the story, which a
+    tokenizer may not know as special.
     """
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self.end_ids = end_ids
+
     def put(self, value: Tensor) -> None:
-        self.token_cache.extend(value.flatten().tolist())
+        ids = value.flatten().tolist()
+        is_prompt = not self.token_cache
+        self.token_cache.extend(ids if is_prompt else [token for token in ids if token not in self.end_ids])
         text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
         end = max(text.rfind(" "), text.rfind("\n")) + 1
         if text and self._is_chinese_char(ord(text[-1])):  # written without blanks
