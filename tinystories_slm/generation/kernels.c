@@ -70,27 +70,24 @@ typedef struct {
     const Layer *layers;
 } Model;
 
-/* y[i] = W[i] . x + bias[i] for the rows [from, to) of W; four at a time hide the latency of the sums. */
+/* y[i] = W[i] . x + bias[i] for the rows [from, to) of W; four sums at a time hide each other's latency. */
 static void matvec(float *y, const stored *W, const float *bias, const float *x, int64_t n, int64_t from, int64_t to) {
-    int64_t i = from;
-    for (; i + 4 <= to; i += 4) {
+    for (int64_t i = from; i < to; i++) {
         const stored *w = W + i * n;
-        float a = 0, b = 0, c = 0, d = 0;
-        for (int64_t j = 0; j < n; j++) {
-            a += widen(w[j]) * x[j];
-            b += widen(w[j + n]) * x[j];
-            c += widen(w[j + 2 * n]) * x[j];
-            d += widen(w[j + 3 * n]) * x[j];
+        lanes a = {0}, b = {0}, c = {0}, d = {0};
+        int64_t j = 0;
+        for (; j + 4 * LANES <= n; j += 4 * LANES) {
+            a += widen_lanes(w + j) * *(const lanes *)(x + j);
+            b += widen_lanes(w + j + LANES) * *(const lanes *)(x + j + LANES);
+            c += widen_lanes(w + j + 2 * LANES) * *(const lanes *)(x + j + 2 * LANES);
+            d += widen_lanes(w + j + 3 * LANES) * *(const lanes *)(x + j + 3 * LANES);
         }
-        y[i] = a, y[i + 1] = b, y[i + 2] = c, y[i + 3] = d;
+        a = (a + b) + (c + d);
+        float sum = bias ? bias[i] : 0;
+        for (; j < n; j++) sum += widen(w[j]) * x[j];
+        for (int lane = 0; lane < LANES; lane++) sum += a[lane];
+        y[i] = sum;
     }
-    for (; i < to; i++) {
-        float a = 0;
-        for (int64_t j = 0; j < n; j++) a += widen(W[i * n + j]) * x[j];
-        y[i] = a;
-    }
-    if (bias)
-        for (i = from; i < to; i++) y[i] += bias[i];
 }
 
 static void rms_norm(float *y, const float *x, const float *weight, int64_t n, float eps) {
@@ -124,9 +121,16 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t D) {
     }
 }
 
-/* One query over the keys and values 0..n-1, a block at a time (softmax as in arXiv 1805.02867). */
+static inline void fetch(const stored *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / sizeof(stored)) __builtin_prefetch(x + i);
+}
+
+/* One query over the keys and values 0..n-1, a block at a time (softmax as in arXiv 1805.02867). While it
+   computes it asks for what comes next, first these values, then `next_keys`: each story's are read once a
+   step and too short for the processor to see by itself that they go on. */
 static inline __attribute__((always_inline)) void
-attend_query(float *out, const float *q, const stored *keys, const stored *values, int64_t n, int64_t D) {
+attend_query(float *out, const float *q, const stored *keys, const stored *values, const stored *next_keys,
+             int64_t n, int64_t D) {
     float scale = 1 / sqrtf(D), top = -1e30f, sum = 0, weights[BLOCK], mixed[MAX_HEAD_DIM];
     for (int64_t d = 0; d < D; d++) mixed[d] = 0;
     for (int64_t start = 0; start < n; start += BLOCK) {
@@ -134,6 +138,7 @@ attend_query(float *out, const float *q, const stored *keys, const stored *value
         for (int64_t s = 0; s < size; s += LANES) { /* what lies behind n is computed, and not looked at */
             const stored *key = keys + (start + s) * D;
             lanes even = {0}, odd = {0};
+            fetch(values + (start + s) * D, LANES * D);
             for (int64_t d = 0; d + 1 < D; d += 2) {
                 even += q[d] * widen_lanes(key + d * LANES);
                 odd += q[d + 1] * widen_lanes(key + (d + 1) * LANES);
@@ -152,6 +157,7 @@ attend_query(float *out, const float *q, const stored *keys, const stored *value
             lanes low = *(lanes *)(mixed + d) * old, high = *(lanes *)(mixed + d + LANES) * old;
             for (int64_t s = 0; s < size; s++) {
                 const stored *value = values + (start + s) * D + d;
+                if (d == 0) fetch(next_keys + (start + s) * D, D);
                 low += weights[s] * widen_lanes(value);
                 high += weights[s] * widen_lanes(value + LANES);
             }
@@ -182,11 +188,11 @@ static void attend_head(const Model *m, const Layer *l, float *out, float *qkv, 
         if (l->q_norm) rms_norm(q, q, l->q_norm, D, m->eps);
         if (m->cos) rotate(q, m->cos + position * (D / 2), m->sin + position * (D / 2), D);
         if (D == 32) /* known sizes unroll */
-            attend_query(out + h * D, q, keys, values, position + 1, 32);
+            attend_query(out + h * D, q, keys, values, keys + m->capacity * D, position + 1, 32);
         else if (D == 64)
-            attend_query(out + h * D, q, keys, values, position + 1, 64);
+            attend_query(out + h * D, q, keys, values, keys + m->capacity * D, position + 1, 64);
         else
-            attend_query(out + h * D, q, keys, values, position + 1, D);
+            attend_query(out + h * D, q, keys, values, keys + m->capacity * D, position + 1, D);
     }
 }
 
