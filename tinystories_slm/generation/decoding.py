@@ -212,11 +212,7 @@ class Decoder:
             attended = self._attend_native(number, qkv, at) if self.kernels else self._attend(layer, qkv, at)
             x += self._linear(attended, layer.out, layer.out_bias)
             inner = self._linear(self._normed(x, layer.norm_2, layer.norm_2_bias), layer.up, layer.up_bias)
-            if self.modern:
-                gate, inner = inner.chunk(2, dim=-1)
-                inner = self.activation(gate) * inner
-            else:
-                inner = self.activation(inner)
+            inner = self._activate_native(inner) if self.kernels else self._activate(inner)
             x += self._linear(inner, layer.down, layer.down_bias)
         return F.linear(self._normed(x, self.norm, self.norm_bias), self.head).float()
 
@@ -235,6 +231,17 @@ class Decoder:
         out = torch.empty(len(at), self.config.num_attention_heads * self.config.head_dim)
         self.kernels.attend(self._record, layer, len(at), _address(qkv), _address(at), _address(out))
         return out.to(self.dtype)
+
+    def _activate_native(self, inner: Tensor) -> Tensor:
+        out = torch.empty(len(inner), self.config.intermediate_size, dtype=self.dtype)
+        self.kernels.activate(self._record, len(inner), _address(inner), _address(out))
+        return out
+
+    def _activate(self, inner: Tensor) -> Tensor:
+        if self.modern:
+            gate, inner = inner.chunk(2, dim=-1)
+            return self.activation(gate) * inner
+        return self.activation(inner)
 
     def _attend(self, layer: _Layer, qkv: Tensor, at: Tensor) -> Tensor:
         config, count = self.config, len(at)

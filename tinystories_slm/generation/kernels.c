@@ -210,6 +210,20 @@ void attend(const Model *m, int64_t layer, int64_t n, float *qkv, const int64_t 
 static float gelu_tanh(float x) { return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x))); }
 static float silu(float x) { return x / (1 + expf(-x)); }
 
+/* The activation of the feed-forward layer for n stories: inner (n, I), modern (n, 2 I), to out (n, I). */
+void activate(const Model *m, int64_t n, const stored *inner, stored *out) {
+    int64_t I = m->intermediate, wide = m->modern ? 2 * I : I;
+#pragma omp parallel for num_threads(m->threads) schedule(static)
+    for (int64_t row = 0; row < n; row++) {
+        const stored *x = inner + row * wide;
+        stored *y = out + row * I;
+        if (m->modern)
+            for (int64_t i = 0; i < I; i++) y[i] = narrow(silu(widen(x[i])) * widen(x[I + i]));
+        else
+            for (int64_t i = 0; i < I; i++) y[i] = narrow(gelu_tanh(widen(x[i])));
+    }
+}
+
 /* The share of thread `t` of `n` things. */
 static int64_t share(int64_t n, int64_t t, int64_t threads) { return n * t / threads; }
 

@@ -106,5 +106,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     model = ctypes.POINTER(Model)
     library.attend.argtypes = [model, _INT, _INT, _POINTER, _POINTER, _POINTER]
     library.next_logits.argtypes = [model, _INT, _INT, _POINTER, _POINTER]
-    library.attend.restype = library.next_logits.restype = None
+    library.activate.argtypes = [model, _INT, _POINTER, _POINTER]
+    for kernel in (library.attend, library.next_logits, library.activate):
+        kernel.restype = None
     return library
