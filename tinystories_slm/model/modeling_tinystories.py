@@ -371,6 +371,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad, weight_grad.mul_(loss_grad).to(ctx.weight_dtype), None, None
 
 
+def rows_at_once(vocab_size: int, device_type: str) -> int:
+    """Rows of logits that `linear_cross_entropy` holds: on a CPU few enough for its caches, elsewhere at
+    most a gigabyte in float32."""
+    return 512 if device_type == "cpu" else max(512, 2**28 // vocab_size)
+
+
 def linear_cross_entropy(
     hidden_states: Tensor, weight: Tensor, labels: Tensor, num_items: int | Tensor | None = None
 ) -> Tensor:
@@ -383,8 +389,7 @@ def linear_cross_entropy(
     labels = labels.reshape(-1).to(hidden_states.device)
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-    # Rows of logits at a time: on a CPU few enough for its caches; elsewhere at most a gigabyte in float32.
-    num_rows = 512 if hidden_states.device.type == "cpu" else max(512, 2**28 // weight.shape[0])
+    num_rows = rows_at_once(weight.shape[0], hidden_states.device.type)
     loss = _LinearCrossEntropy.apply(hidden_states, weight, labels, num_rows)
     return loss / ((labels != _IGNORED).sum() if num_items is None else num_items)
 

@@ -12,8 +12,8 @@ MATMUL = "matmul"
 # Forward and backward took 40 to 65 % of the time of torch's flash kernel for 256 to 1,024 tokens
 # (docs/speed.md); scores grow with the square of the window, and no longer one was measured.
 _LONGEST = 1024
-# Queries at a time; those of a block skip every key behind its last one.
-_BLOCK = 128
+QUERIES_AT_ONCE = 128
+"""Those of a block skip every key behind its last one."""
 
 
 def choose_attention(device: torch.device, seq_len: int) -> str:
@@ -46,8 +46,8 @@ def matmul_attention_forward(
     query = (query * scaling).reshape(B * H, T, D)
     key, value = key.reshape(B * H, T, D).transpose(1, 2), value.reshape(B * H, T, D)
     outputs = []
-    for start in range(0, T, _BLOCK):
-        end = min(start + _BLOCK, T)
+    for start in range(0, T, QUERIES_AT_ONCE):
+        end = min(start + QUERIES_AT_ONCE, T)
         unseen = query.new_full((end - start, end), float("-inf")).triu(start + 1)
         scores = torch.baddbmm(unseen, query[:, start:end], key[:, :, :end])  # (B H, end - start, end)
         weights = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 
 from tinystories_slm.model import TinyStoriesConfig
-from tinystories_slm.training.attention import MATMUL, choose_attention
+from tinystories_slm.model.modeling_tinystories import rows_at_once
+from tinystories_slm.training.attention import MATMUL, QUERIES_AT_ONCE, choose_attention
 
 # What a model folder or a checkpoint holds beside numbers: tokenizer, model code, random states.
 _FOLDER_BYTES = 500_000
 _BYTES_PER_TOKENIZER_ENTRY = 60
 _MEASURING_S = 0.1
-# Of `matmul_attention_forward`: queries that go together, up to the last of whose keys scores are kept.
-_QUERIES_AT_ONCE = 128
 
 
 def num_parameters(config: TinyStoriesConfig) -> int:
@@ -243,7 +242,7 @@ def memory_bytes(
     mixed = precision in ("fp16", "bf16")
     attention = attention or choose_attention(torch.device(device_type), seq_len)
     per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
-    rows = min(tokens, 512 if device_type == "cpu" else max(512, 2**28 // V))
+    rows = min(tokens, rows_at_once(V, device_type))
     return Memory(
         weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
         gradients=4 * P + 4 * V * C,
@@ -310,7 +309,7 @@ def _attention_bytes_per_token(
 
 def _mean_keys(seq_len: int) -> float:
     """Keys that `matmul` attention computes the scores of, for the mean of `seq_len` queries."""
-    ends = [min(start + _QUERIES_AT_ONCE, seq_len) for start in range(0, seq_len, _QUERIES_AT_ONCE)]
+    ends = [min(start + QUERIES_AT_ONCE, seq_len) for start in range(0, seq_len, QUERIES_AT_ONCE)]
     begins = [0, *ends[:-1]]
     return sum((end - begin) * end for begin, end in zip(begins, ends, strict=True)) / seq_len
 
