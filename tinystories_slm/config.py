@@ -147,7 +147,7 @@ class TrainArgs:
     tracker: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
     """Where the lines of metrics.jsonl go as well, through Accelerate; files go under `output_dir`."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Type of the matrix products; `auto` is bf16 where the hardware multiplies it natively, else `no`."""
+    """Type of the matrix products; `auto` is bf16 where the hardware multiplies it faster, else `no`."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the transformer blocks with torch.compile; `auto` does so on CUDA."""
     attention: Literal["auto", "matmul", "sdpa", "eager", "flex_attention"] = "auto"

@@ -158,27 +158,32 @@ def _measured_peak(device: torch.device, precision: str) -> Peak:
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     name = str(dtype).removeprefix("torch.")
     if device.type != "cpu":
-        flops_per_second = _best_product(device, dtype, 4096)
+        flops_per_second = product_flops(device, dtype, 4096)
         return Peak(
             flops_per_second, f"measured: 4096 x 4096 x 4096 product in {name} on this {device.type} device"
         )
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        flops_per_second = threads * _best_product(device, dtype, 512)
-    finally:
-        torch.set_num_threads(threads)
+    flops_per_second = threads * product_flops(device, dtype, 512)
     times = "" if threads == 1 else f", times {threads}"
     return Peak(flops_per_second, f"measured: 512 x 512 x 512 product in {name} on 1 CPU thread{times}")
 
 
-def _best_product(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Operations per second of the fastest of the products that fit into the measuring time."""
-    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    best_s = _timed_s(a, b)
-    began_s = time.perf_counter()
-    while time.perf_counter() - began_s < _MEASURING_S:
-        best_s = min(best_s, _timed_s(a, b))
+def product_flops(
+    device: torch.device, dtype: torch.dtype, size: int, *, seconds: float = _MEASURING_S
+) -> float:
+    """Operations per second of the fastest of the products of two `size` x `size` matrices that fit into
+    `seconds`; on a CPU of one thread's."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+        best_s = _timed_s(a, b)
+        began_s = time.perf_counter()
+        while time.perf_counter() - began_s < seconds:
+            best_s = min(best_s, _timed_s(a, b))
+    finally:
+        torch.set_num_threads(threads)
     return 2 * size**3 / best_s
 
 
