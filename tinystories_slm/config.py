@@ -85,6 +85,8 @@ class ModelArgs:
     """Base of the rotary angles (`modern` only)."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
+    zero_init_residual: bool = False
+    """Begin with zeros in the matrices that write to the residual stream: each block is then the identity."""
     init_from: str | None = None
     """Model folder or Hub id whose weights a new run begins with; null for random ones."""
 
@@ -107,6 +109,10 @@ class TrainArgs:
     """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
     ns_steps: int = 5
     """Newton-Schulz steps by which Muon orthogonalizes an update."""
+    momentum: float = 0.95
+    """Muon's decay of the gradient's running mean."""
+    embedding_lr_rate: float = 1.0
+    """Learning rate of the token embedding (with tied embeddings the head's too) as a multiple of `lr`."""
     lr: float = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     lr_scaling: bool = False
@@ -153,6 +159,9 @@ class TrainArgs:
     attention: Literal["auto", "matmul", "sdpa", "eager", "flex_attention"] = "auto"
     """Back-end of attention; `auto` is `matmul`, plain matrix products, for up to 1,024 tokens on a CPU,
     else `sdpa`, torch's fused kernels."""
+    kernels: Literal["auto", "fused", "torch"] = "auto"
+    """What computes all but the matrix products: `torch`, or `fused`, kernels of our own for a CPU; `auto` is
+    `fused` where these can do the model, attention is `matmul` and blocks are not compiled."""
     resume: str = "auto"
     """`auto` goes on from the newest checkpoint of this run folder; `never` starts over; the path of a
     checkpoint of another run folder branches off from it."""
@@ -280,6 +289,8 @@ def _train_problems(train: TrainArgs) -> list[str]:
         problems.append(f"train.seed ({train.seed}) must be below 4294967296")
     if not 0 < train.lr < float("inf"):
         problems.append(f"train.lr ({train.lr}) must be above 0; try 1e-3")
+    if not 0 < train.embedding_lr_rate < float("inf"):
+        problems.append(f"train.embedding_lr_rate ({train.embedding_lr_rate}) must be above 0; try 1")
     if not 0.0 <= train.min_lr_rate <= 1.0:
         problems.append(
             f"train.min_lr_rate ({train.min_lr_rate}) must lie between 0 and 1: the final learning rate "
@@ -313,7 +324,7 @@ def _train_problems(train: TrainArgs) -> list[str]:
         problems.append(
             f"train.ema_decay ({train.ema_decay}) must lie between 0 and 1, or be null for none; try 0.99"
         )
-    for name in ("beta1", "beta2"):
+    for name in ("beta1", "beta2", "momentum"):
         if not 0.0 <= getattr(train, name) < 1.0:
             problems.append(f"train.{name} ({getattr(train, name)}) must lie in [0, 1)")
     return problems

@@ -21,6 +21,7 @@ from tinystories_slm.generation import kernels
 from tinystories_slm.generation.sampling import Sampling, story_die
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model.modeling_tinystories import rotary_angles, rotate
+from tinystories_slm.native import address
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +156,13 @@ class Decoder:
                 if tensor is not None and name.endswith("bias"):
                     tensor = tensor.float()
                     setattr(layer, f"{name}", tensor)
-                setattr(record, name, _address(tensor))
+                setattr(record, name, address(tensor))
         tensors = (self.embedding, self.positions, *self._angles, self.norm, self.norm_bias, self.head)
         self._record = kernels.Model(
             len(self.layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
             config.head_dim, config.intermediate_size, config.vocab_size, capacity, self.modern,
             torch.get_num_threads(), config.norm_eps,
-            *map(_address, tensors), self._records,
+            *map(address, tensors), self._records,
         )  # fmt: skip
         heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
         size = (2 + torch.get_num_threads()) * config.hidden_size + heads + 2 * config.intermediate_size
@@ -199,7 +200,7 @@ class Decoder:
         """Logits (N, V), float32, of what follows the tokens (N,) at `positions` of the first N places."""
         if self.kernels and len(token_ids) == 1:
             self.kernels.next_logits(
-                self._record, token_ids[0], positions[0], _address(self._scratch), _address(self._logits)
+                self._record, token_ids[0], positions[0], address(self._scratch), address(self._logits)
             )
             return self._logits
         device = self.embedding.device
@@ -229,12 +230,12 @@ class Decoder:
     def _attend_native(self, layer: int, qkv: Tensor, at: Tensor) -> Tensor:
         qkv = qkv.float()  # a copy where it is not, and the kernel uses it up in either case
         out = torch.empty(len(at), self.config.num_attention_heads * self.config.head_dim)
-        self.kernels.attend(self._record, layer, len(at), _address(qkv), _address(at), _address(out))
+        self.kernels.attend(self._record, layer, len(at), address(qkv), address(at), address(out))
         return out.to(self.dtype)
 
     def _activate_native(self, inner: Tensor) -> Tensor:
         out = torch.empty(len(inner), self.config.intermediate_size, dtype=self.dtype)
-        self.kernels.activate(self._record, len(inner), _address(inner), _address(out))
+        self.kernels.activate(self._record, len(inner), address(inner), address(out))
         return out
 
     def _activate(self, inner: Tensor) -> Tensor:
@@ -274,10 +275,6 @@ def _as_one(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     if linears[0].bias is None:
         return weight.contiguous(), None
     return weight.contiguous(), torch.cat([linear.bias for linear in linears])
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @dataclass

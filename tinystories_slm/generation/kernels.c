@@ -1,33 +1,13 @@
 /* What decoding spends its time on, for a processor: one token of one story, and the attention of many.
 
-Compiled at run time by kernels.py, once per type of the stored numbers (matrices and cache): float32, or
-with -DBFLOAT16 bfloat16. All arithmetic is float32. Letters as in modeling_tinystories.py: C hidden_size,
-H heads, K key-value heads, D head_dim, I intermediate_size, V vocabulary, S positions that the cache holds. */
+Compiled at run time by kernels.py, once per type of the stored numbers (matrices and cache; see numbers.h).
+Letters as in modeling_tinystories.py: C hidden_size, H heads, K key-value heads, D head_dim, I intermediate_size,
+V vocabulary, S positions that the cache holds. */
 
 #include <math.h>
 #include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 #include <omp.h>
-
-#ifdef BFLOAT16
-typedef uint16_t stored;
-static inline float widen(stored x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float wide;
-    memcpy(&wide, &bits, 4);
-    return wide;
-}
-static inline stored narrow(float x) { /* to the nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-#else
-typedef float stored;
-static inline float widen(stored x) { return x; }
-static inline stored narrow(float x) { return x; }
-#endif
+#include "numbers.h"
 
 enum { LANES = 16, BLOCK = 16 * LANES, MAX_HEAD_DIM = 256 };
 

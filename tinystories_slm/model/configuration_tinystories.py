@@ -79,6 +79,7 @@ class TinyStoriesConfig(PreTrainedConfig):
     norm_eps: float = 1e-5
     rope_parameters: RopeParameters | dict | None = None
     initializer_range: float = 0.02
+    zero_init_residual: bool = False
     tie_word_embeddings: bool = True
     use_cache: bool = True
     bos_token_id: int | None = 0

@@ -207,10 +207,17 @@ class TinyStoriesPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """GPT-2's initialisation: 0.02, and what enters the residual stream divided by sqrt(2 x layers)."""
+        """GPT-2's initialisation: 0.02, and what enters the residual stream divided by sqrt(2 x layers).
+
+        With `zero_init_residual` that is 0 instead: every block begins as the identity (Goyal et al., arXiv
+        1706.02677, section 5.1; for transformers Zhang et al., Fixup, arXiv 1901.09321).
+        """
         super()._init_weights(module)
         # Asked of the linear layer itself: transformers passes over a custom module without own parameters.
         if getattr(module, "enters_residual", False):
+            if self.config.zero_init_residual:
+                init.zeros_(module.weight)
+                return
             std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -401,6 +408,8 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+    # How `loss_only` computes it; one may be put in its place that does so faster.
+    linear_loss = staticmethod(linear_cross_entropy)
 
     def __init__(self, config: TinyStoriesConfig):
         super().__init__(config)
@@ -445,7 +454,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         )
         if loss_only and labels is not None:
             return CausalLMOutputWithPast(
-                loss=linear_cross_entropy(
+                loss=self.linear_loss(
                     outputs.last_hidden_state[:, :-1],
                     self.lm_head.weight,
                     labels[:, 1:],

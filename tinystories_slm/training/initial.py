@@ -8,7 +8,15 @@ from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder
 
 # What a model may differ in and still take another's weights.
-_FREE = {"dropout", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+_FREE = {
+    "dropout",
+    "initializer_range",
+    "zero_init_residual",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+}
 
 
 def load_initial_weights(

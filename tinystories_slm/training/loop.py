@@ -76,7 +76,7 @@ def train_step(run: Run) -> dict[str, float | torch.Tensor]:
     lr = run.peak_lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_rate", 1.0)
     model.train()
     _seed_dropout(run)
     step_loss = torch.zeros((), device=accelerator.device)

@@ -16,8 +16,11 @@ def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[tor
     parameters = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in model.model.layers.parameters() if p.ndim == 2] if args.optimizer == "muon" else []
     hidden_ids = set(map(id, hidden))
-    rest = [p for p in parameters if id(p) not in hidden_ids]
+    embedding = [p for p in model.model.embed_tokens.parameters() if p.requires_grad]
+    elsewhere = hidden_ids | set(map(id, embedding))
+    rest = [p for p in parameters if id(p) not in elsewhere]
     groups = [
+        {"params": embedding, "weight_decay": args.weight_decay, "lr_rate": args.embedding_lr_rate},
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -28,6 +31,7 @@ def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[tor
             lr=args.lr,
             weight_decay=args.weight_decay,
             ns_steps=args.ns_steps,
+            momentum=args.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
         optimizers.append(muon)

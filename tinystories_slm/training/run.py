@@ -31,6 +31,7 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
 )
 from tinystories_slm.training.failures import plainly
+from tinystories_slm.training.fused import fuse
 from tinystories_slm.training.initial import load_initial_weights
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.processes import (
@@ -223,6 +224,8 @@ def _build_run(
         model = TinyStoriesForCausalLM(model_config)
     model.set_attn_implementation(settings.attention)
     average = WeightAverage(model, args.ema_decay) if args.ema_decay is not None else None
+    if settings.fused:
+        fuse(model)
     if settings.compiled:
         for layer in model.model.layers:
             layer.compile()  # in place: every name and every saved file stays as it is without

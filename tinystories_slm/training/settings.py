@@ -7,7 +7,8 @@ import torch
 from tinystories_slm.allocator import keep_freed_memory
 from tinystories_slm.config import RunConfig, TrainArgs
 from tinystories_slm.errors import InputError
-from tinystories_slm.training.attention import choose_attention
+from tinystories_slm.training.attention import MATMUL, choose_attention
+from tinystories_slm.training.fused import why_not_fused
 from tinystories_slm.training.precision import resolve_precision
 
 # A CPU is as fast with a thousand tokens at once as with more, and a thousand need the least memory; a GPU
@@ -26,6 +27,8 @@ class Settings:
     """Of transformers' `attn_implementation`, or our `matmul`."""
     compiled: bool
     """Whether torch.compile compiles the blocks."""
+    fused: bool
+    """Whether kernels of our own compute what lies between the matrix products; see fused/."""
     per_device_batch_size: int
     """Sequences in a forward."""
     num_threads: int
@@ -36,7 +39,7 @@ class Settings:
     def told(self) -> str:
         """`4 sequences at once, matmul attention, ...`, for the first lines of a run."""
         threads = f"{self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
-        compiled = "compiled" if self.compiled else "not compiled"
+        compiled = "fused kernels" if self.fused else "compiled" if self.compiled else "not compiled"
         sequences = f"{self.per_device_batch_size} sequence{'' if self.per_device_batch_size == 1 else 's'}"
         return (
             f"{sequences} at once, {self.attention} attention, {compiled}, {threads}, memory {self.allocator}"
@@ -50,16 +53,24 @@ def resolve_settings(config: RunConfig, device: torch.device, num_processes: int
         InputError: the device cannot compute so, or the batch cannot be shared out so.
     """
     args = config.train
+    precision = resolve_precision(args.mixed_precision, device)
+    attention = resolve_attention(config, device)
+    compiled = resolve_compile(args, device)
     return Settings(
-        precision=resolve_precision(args.mixed_precision, device),
-        attention=choose_attention(device, config.data.seq_len)
-        if args.attention == "auto"
-        else args.attention,
-        compiled=resolve_compile(args, device),
+        precision=precision,
+        attention=attention,
+        compiled=compiled,
+        fused=resolve_fused(config, device, precision=precision, attention=attention, compiled=compiled),
         per_device_batch_size=resolve_per_device_batch_size(config, device, num_processes),
         num_threads=torch.get_num_threads(),
         allocator=keep_freed_memory(),
     )
+
+
+def resolve_attention(config: RunConfig, device: torch.device) -> str:
+    """The back-end: as asked, or the fastest for windows of this length."""
+    asked = config.train.attention
+    return choose_attention(device, config.data.seq_len) if asked == "auto" else asked
 
 
 def resolve_compile(args: TrainArgs, device: torch.device) -> bool:
@@ -69,6 +80,29 @@ def resolve_compile(args: TrainArgs, device: torch.device) -> bool:
     seen to give nan where the CPU has AMX (torch 2.13).
     """
     return device.type == "cuda" if args.compile == "auto" else args.compile
+
+
+def resolve_fused(
+    config: RunConfig, device: torch.device, *, precision: str, attention: str, compiled: bool
+) -> bool:
+    """Whether kernels of our own train the model: as asked, or `auto`, wherever they can.
+
+    Raises:
+        InputError: they are asked for, and cannot.
+    """
+    asked = config.train.kernels
+    if asked == "torch":
+        return False
+    if attention != MATMUL:
+        reason = f"attention is {attention}, not {MATMUL}"
+    elif compiled:
+        reason = "blocks are compiled"
+    else:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        reason = why_not_fused(config.model_config(vocab_size=config.tokenizer.vocab_size), device, dtype)
+    if asked == "fused" and reason:
+        raise InputError(f"train.kernels (fused) cannot be: {reason}; use auto or torch")
+    return not reason
 
 
 def resolve_per_device_batch_size(config: RunConfig, device: torch.device, num_processes: int = 1) -> int:

@@ -101,7 +101,7 @@ def test_at_the_start_the_arithmetic_is_done(tiny_run, data_dir, lines):
     assert arithmetic.startswith("run: 12 steps of 8 x 32 = 256 tokens, 3,072 in all, 0.0 epochs of the ")
     assert where == "on: 1 process, cpu, mixed precision no, 2 micro-batches a step; resumed at step 4"
     assert learning_rate == "learning rate: 0.01 at its peak; adamw, cosine to 0.001"
-    assert settings.startswith("with: 4 sequences at once, matmul attention, not compiled, ")
+    assert settings.startswith("with: 4 sequences at once, matmul attention, ")
     assert needs.startswith("needs: about 1.0 MB of memory a process (461 kB of them logits)")
     # 8 steps are left, and 77,952 operations for each of their 2,048 tokens take 160 s at 10^6 a second.
     assert peak == (

@@ -13,7 +13,7 @@ from tinystories_slm.training.watching.environment import hardware, write_enviro
 from tinystories_slm.training.watching.estimate import Peak
 
 _CPU = torch.device("cpu")
-_SETTINGS = Settings("bf16", "matmul", False, 4, 2, "glibc's, keeping what is freed")
+_SETTINGS = Settings("bf16", "matmul", False, True, 4, 2, "glibc's, keeping what is freed")
 
 
 def test_what_a_run_is_computed_on_and_with_is_written_down(tmp_path):
@@ -32,6 +32,7 @@ def test_what_a_run_is_computed_on_and_with_is_written_down(tmp_path):
         "num_processes": 2,
         "mixed_precision": "bf16",
         "compile": False,
+        "fused_kernels": True,
         "attention": "matmul",
         "per_device_batch_size": 4,
         "num_threads": 2,

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.training.attention import MATMUL
+from tinystories_slm.training.fused import fuse
+from tinystories_slm.training.fused.kernels import load_kernels
 from tinystories_slm.training.optim import build_optimizers
 from tinystories_slm.training.watching.estimate import (
     Peak,
@@ -143,6 +145,19 @@ def test_activations_are_those_that_autograd_keeps(overrides, precision, dropout
         optimizer="adamw",
         attention=attention,
     )
+    kept = saved_bytes(model, batch_size=3, seq_len=200, bf16=precision == "bf16")
+    assert memory.activations == pytest.approx(kept, rel=0.03)
+
+
+@pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("overrides", [FAMILIES["gpt"], FAMILIES["modern, qk_norm, untied"]])
+def test_activations_of_fused_blocks_are_those_that_they_keep(overrides, precision):
+    model = tiny_model(**overrides, max_position_embeddings=208, num_hidden_layers=3).train()
+    model.set_attn_implementation(MATMUL)
+    fuse(model)
+    sizes = {"seq_len": 200, "precision": precision, "optimizer": "adamw", "fused": True}
+    memory = memory_bytes(model.config, per_device_batch_size=3, **sizes)
     kept = saved_bytes(model, batch_size=3, seq_len=200, bf16=precision == "bf16")
     assert memory.activations == pytest.approx(kept, rel=0.03)
 

@@ -82,6 +82,7 @@ def announce(
         averaged=args.ema_decay is not None,
         device_type=accelerator.device.type,
         attention=settings.attention,
+        fused=settings.fused,
     )
     disk = disk_bytes(
         model_config,

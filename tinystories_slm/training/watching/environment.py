@@ -30,6 +30,7 @@ def write_environment(run_dir: Path, accelerator: Accelerator, settings: Setting
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "compile": settings.compiled,
+        "fused_kernels": settings.fused,
         "attention": settings.attention,
         "per_device_batch_size": settings.per_device_batch_size,
         "num_threads": settings.num_threads,

@@ -10,6 +10,7 @@ import torch
 from tinystories_slm.model import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import rows_at_once
 from tinystories_slm.training.attention import MATMUL, QUERIES_AT_ONCE, choose_attention
+from tinystories_slm.training.fused.layers import fused_rows_at_once
 
 # What a model folder or a checkpoint holds beside numbers: tokenizer, model code, random states.
 _FOLDER_BYTES = 500_000
@@ -221,6 +222,7 @@ def memory_bytes(
     averaged: bool = False,
     device_type: str = "cpu",
     attention: str | None = None,
+    fused: bool = False,
 ) -> Memory:
     """Expected peak memory of training on one device, beside what Python and torch take themselves.
 
@@ -238,16 +240,20 @@ def memory_bytes(
       Where n is small, w n V and the head's gradient of one piece, 4 V C, are more; in mixed precision
       that is 6 V C, as it is made in 16 bits and added in float32.
 
-    `attention` is the back-end, by default the one that `choose_attention` takes. `train.compile` fuses
-    what is counted here as separate and stays below.
+    `fused` is whether training/fused computes blocks and loss; `attention` is the back-end, by default the
+    one that `choose_attention` takes. `train.compile` fuses what is counted here as separate and stays below.
     """
     P, V, C = num_parameters(config), config.vocab_size, config.hidden_size
     matrices = config.num_hidden_layers * _block_matrices(config)
     tokens = per_device_batch_size * seq_len
     mixed = precision in ("fp16", "bf16")
     attention = attention or choose_attention(torch.device(device_type), seq_len)
-    per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
-    rows = min(tokens, rows_at_once(V, device_type))
+    if fused:
+        per_token = _fused_activation_bytes_per_token(config, seq_len, 2 if mixed else 4)
+        rows = min(tokens, fused_rows_at_once(V, 2 if mixed else 4))
+    else:
+        per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
+        rows = min(tokens, rows_at_once(V, device_type))
     return Memory(
         weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
         gradients=4 * P + 4 * V * C,
@@ -287,6 +293,21 @@ def _activation_bytes_per_token(
         block += (4 + width) * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
     mask = (width if device_type == "cpu" else 1) * C if config.dropout > 0 else 0
     return config.num_hidden_layers * (block + 2 * mask) + mask + norm + width * C
+
+
+def _fused_activation_bytes_per_token(config: TinyStoriesConfig, seq_len: int, width: int) -> float:
+    """As `_activation_bytes_per_token`, where training/fused computes the blocks.
+
+    A block keeps its input, what is between its halves and what both are normed to (4 C); the projections and
+    what becomes of them, for each query head (5 q + 2 k), and of the feed-forward layer its inner results
+    alone (I, gated 2 I); attention's weights (H for every key); and a few numbers in float32.
+    """
+    C, q = config.hidden_size, config.num_attention_heads * config.head_dim
+    k, ups = config.num_key_value_heads * config.head_dim, 1 if config.family == "gpt" else 2
+    block = 4 * C + 5 * q + 2 * k + ups * config.intermediate_size
+    block += config.num_attention_heads * _mean_keys(seq_len)
+    statistics = 4 * (4 + config.num_attention_heads + config.num_key_value_heads)
+    return config.num_hidden_layers * (width * block + statistics) + width * 2 * C + 4 * 2
 
 
 def _attention_bytes_per_token(
