@@ -4,9 +4,12 @@ import torch
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.model import TinyStoriesForCausalLM
+from tinystories_slm.training.muon import Muon
 
 
-def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: TinyStoriesForCausalLM, args: TrainArgs, *, precision: str = "bf16"
+) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) on everything, or on what Muon leaves it.
 
     Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) orthogonalizes the momentum of the
@@ -26,13 +29,13 @@ def build_optimizers(model: TinyStoriesForCausalLM, args: TrainArgs) -> list[tor
     ]
     optimizers = [torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)]
     if hidden:
-        muon = torch.optim.Muon(
+        muon = Muon(
             hidden,
             lr=args.lr,
             weight_decay=args.weight_decay,
             ns_steps=args.ns_steps,
             momentum=args.momentum,
-            adjust_lr_fn="match_rms_adamw",
+            dtype=torch.float32 if precision == "no" else torch.bfloat16,
         )
         optimizers.append(muon)
     return optimizers

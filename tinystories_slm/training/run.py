@@ -229,7 +229,7 @@ def _build_run(
     if settings.compiled:
         for layer in model.model.layers:
             layer.compile()  # in place: every name and every saved file stays as it is without
-    optimizers = build_optimizers(model, args)
+    optimizers = build_optimizers(model, args, precision=settings.precision)
     prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
     if average:
         average.model.to(accelerator.device)
