@@ -49,7 +49,7 @@ class Muon(torch.optim.Muon):
 def orthogonalized(
     matrices: Tensor, *, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Each of `matrices` (n, rows, columns >= rows), its singular values drawn near 1 by Newton-Schulz steps."""
+    """Each of `matrices` (n, rows, columns >= rows), singular values drawn near 1 by Newton-Schulz steps."""
     a, b, c = coefficients
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
