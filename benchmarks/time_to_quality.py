@@ -16,7 +16,7 @@ bits per UTF-8 byte of their text. Time: wall-clock seconds of the process.
   fixed, so it runs once.
 
 Writes benchmarks/results/time_to_quality.json, docs/time_to_quality.png and a table of docs/speed.md. A side
-that is left out (`--peer_minutes 0`, or no `--minutes`) stays in the results as it was. `--quick` tries all
+that is left out (`--peer_minutes 0`, or no `--minutes`, or another `--config`) stays in the results as it was. `--quick` tries all
 of it out on the built-in corpus in some minutes, and writes nothing.
 """
 
@@ -105,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["nanogpt"] = {**_about(), **peer(args, recipe, vocab_size, limit, Path(scratch))}
         if args.minutes:
             configs = args.config * (len(args.minutes) // len(args.config))
-            result["ours"] = {**_about(), "runs": ours(args, configs, Path(scratch))}
+            others = [run for run in result.get("ours", ()) if run["config"] not in configs]
+            result["ours"] = sorted(
+                [*others, *ours(args, configs, Path(scratch))], key=lambda r: r["minutes"]
+            )
     result = json.loads(json.dumps(result, default=vars))  # what a reader of the file would have
     table = _table(result)
     print(table)
@@ -129,6 +132,7 @@ def ours(args: argparse.Namespace, configs: Sequence[str], scratch: Path) -> lis
             outcomes[minutes].append(_train(args, config, minutes, seed, outside_s, scratch))
     return [
         {
+            **_about(),
             "minutes": minutes,
             "config": config,
             "seeds": args.seeds,
@@ -273,17 +277,19 @@ def _table(result: dict) -> str:
         rows.append(
             [
                 "nanoGPT's recipe (preparation not counted)",
+                peer["machine"]["processor"],
                 f"{peer['seconds']:.0f}",
                 f"{peer['training_tokens'] / 1e6:.2f}",
                 f"{peer['bits_per_byte']:.3f}",
             ]
         )
-    for run in result.get("ours", {}).get("runs", ()):
+    for run in result.get("ours", ()):
         bits, seconds = Spread(**run["bits_per_byte"]), Spread(**run["seconds"])
         tokens = statistics.median(run["training_tokens"])
         label = f"ours, `{run['config']}`, {len(run['seeds'])} seeds"
-        rows.append([label, seconds.text("{:.1f}"), f"{tokens / 1e6:.2f}", bits.text("{:.3f}")])
-    return markdown_table(["", "seconds", "million tokens read", "bits per byte"], rows)
+        on = run["machine"]["processor"]
+        rows.append([label, on, seconds.text("{:.1f}"), f"{tokens / 1e6:.2f}", bits.text("{:.3f}")])
+    return markdown_table(["", "processor", "seconds", "million tokens read", "bits per byte"], rows)
 
 
 def draw(result: dict, path: Path) -> None:
@@ -298,7 +304,7 @@ def draw(result: dict, path: Path) -> None:
         axes.axhline(bits[-1], color="tab:gray", linewidth=0.8, linestyle="--")
     points = [
         (seconds / 60, bits)
-        for run in result.get("ours", {}).get("runs", ())
+        for run in result.get("ours", ())
         for seconds, bits in zip(run["seconds"]["values"], run["bits_per_byte"]["values"], strict=True)
     ]
     if points:
