@@ -16,8 +16,8 @@ bits per UTF-8 byte of their text. Time: wall-clock seconds of the process.
   fixed, so it runs once.
 
 Writes benchmarks/results/time_to_quality.json, docs/time_to_quality.png and a table of docs/speed.md. A side
-that is left out (`--peer_minutes 0`, or no `--minutes`, or another `--config`) stays in the results as it was. `--quick` tries all
-of it out on the built-in corpus in some minutes, and writes nothing.
+that is left out (`--peer_minutes 0`, or no `--minutes`, or another `--config`) stays in the results as it
+was. `--quick` tries all of it out on the built-in corpus in some minutes, and writes nothing.
 """
 
 import argparse
