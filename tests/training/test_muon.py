@@ -33,7 +33,8 @@ def test_its_state_is_torchs():
     weight.grad = torch.full((4, 8), 2.0)
     optimizer = Muon([weight], lr=0.1, momentum=0.9, dtype=torch.float32)
     optimizer.step()
-    theirs = torch.optim.Muon([weight], lr=0.1, momentum=0.9)
+    theirs = torch.optim.Muon([weight], lr=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    assert optimizer.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
     theirs.load_state_dict(optimizer.state_dict())
     assert theirs.state[weight]["momentum_buffer"].unique().item() == pytest.approx(0.2)
 

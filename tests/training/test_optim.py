@@ -9,16 +9,26 @@ from tinystories_slm.training.optim import build_optimizers
 @pytest.mark.parametrize("family", ["gpt", "modern"])
 def test_matrices_decay_and_vectors_do_not(family):
     model = tiny_model(family=family, bias=True)
-    embedding, matrices, vectors = build_optimizers(model, TrainArgs(weight_decay=0.3))[0].param_groups
+    decayed, kept = build_optimizers(model, TrainArgs(weight_decay=0.3))[0].param_groups
 
-    assert [group["weight_decay"] for group in (embedding, matrices, vectors)] == [0.3, 0.3, 0.0]
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed_names = {names[id(p)] for group in (embedding, matrices) for p in group["params"]}
-    kept_names = {names[id(p)] for p in vectors["params"]}
+    decayed_names = {names[id(p)] for p in decayed["params"]}
+    kept_names = {names[id(p)] for p in kept["params"]}
     assert all("norm" in name or name.endswith("bias") for name in kept_names)
     assert not any("norm" in name or name.endswith("bias") for name in decayed_names)
     assert decayed_names | kept_names == set(names.values())  # the tied head once
-    assert [names[id(p)] for p in embedding["params"]] == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("family", ["gpt", "modern"])
+def test_the_embedding_can_have_a_rate_of_its_own(family):
+    model = tiny_model(family=family)
+    plain = build_optimizers(model, TrainArgs())[0].param_groups
+    *others, own = build_optimizers(model, TrainArgs(embedding_lr_rate=3.0))[0].param_groups
+    assert [list(map(id, own["params"])), own["lr_rate"], own["weight_decay"]] == [
+        [id(model.model.embed_tokens.weight)], 3.0, TrainArgs().weight_decay,
+    ]  # fmt: skip
+    assert sum(len(group["params"]) for group in (*others, own)) == sum(len(g["params"]) for g in plain)
 
 
 def test_muon_takes_the_blocks_matrices_in_the_type_of_the_run():
@@ -30,5 +40,5 @@ def test_muon_takes_the_blocks_matrices_in_the_type_of_the_run():
         assert muon.dtype == dtype
         assert len(group["params"]) == 2 * 7
         assert (group["momentum"], group["ns_steps"]) == (0.9, 3)
-        assert [len(group["params"]) for group in adamw.param_groups] == [1, 0, 5]
-        assert adamw.param_groups[0]["lr_rate"] == 3.0
+        assert [len(group["params"]) for group in adamw.param_groups] == [0, 5, 1]
+        assert adamw.param_groups[-1]["lr_rate"] == 3.0

@@ -1,4 +1,4 @@
-/* The type of stored numbers, float32 or with -DBFLOAT16 bfloat16, and vectors of them. Arithmetic is float32. */
+/* The type of stored numbers, float32 or with -DBFLOAT16 bfloat16. Arithmetic is float32. */
 
 #include <stdint.h>
 #include <string.h>

@@ -11,11 +11,12 @@ class Muon(torch.optim.Muon):
 
     A small model has dozens of small matrices, and one after the other most of the time is not spent
     multiplying them. `dtype` is that of the orthogonalization: torch's is always bfloat16, which some
-    processors multiply slower than float32. State and what a checkpoint holds are torch's.
+    processors multiply slower than float32. An update has AdamW's size, torch's `match_rms_adamw`
+    (Liu et al., arXiv 2502.16982). State and what a checkpoint holds are torch's.
     """
 
     def __init__(self, params, *, dtype: torch.dtype, **options) -> None:
-        super().__init__(params, **options)
+        super().__init__(params, adjust_lr_fn="match_rms_adamw", **options)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -40,7 +41,7 @@ class Muon(torch.optim.Muon):
                     steps=group["ns_steps"],
                     eps=group["eps"],
                 )
-                lr = group["lr"] * (0.2 * longer**0.5)  # as AdamW's, see `build_optimizers`
+                lr = group["lr"] * 0.2 * longer**0.5
                 for (weight, _), update in zip(pairs, stacked, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update, alpha=-lr)

@@ -19,14 +19,16 @@ def build_optimizers(
     parameters = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in model.model.layers.parameters() if p.ndim == 2] if args.optimizer == "muon" else []
     hidden_ids = set(map(id, hidden))
-    embedding = [p for p in model.model.embed_tokens.parameters() if p.requires_grad]
-    elsewhere = hidden_ids | set(map(id, embedding))
-    rest = [p for p in parameters if id(p) not in elsewhere]
+    rest = [p for p in parameters if id(p) not in hidden_ids]
+    embedding = model.model.embed_tokens.weight
     groups = [
-        {"params": embedding, "weight_decay": args.weight_decay, "lr_rate": args.embedding_lr_rate},
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if args.embedding_lr_rate != 1.0:  # else two groups, as in checkpoints from before there was this rate
+        groups[0]["params"] = [p for p in groups[0]["params"] if p is not embedding]
+        own = {"params": [embedding], "weight_decay": args.weight_decay, "lr_rate": args.embedding_lr_rate}
+        groups.append(own)
     optimizers = [torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)]
     if hidden:
         muon = Muon(

@@ -7,7 +7,6 @@ shared out statically, and sums over rows are kept a thread each: the result is 
 same number of threads. */
 
 #include <math.h>
-#include <stdlib.h>
 #include <omp.h>
 #include "numbers.h"
 
@@ -349,8 +348,10 @@ void activation_backward(int64_t threads, int64_t kind, int64_t n, int64_t I, co
 
 /* ---- cross entropy ---------------------------------------------------------------------------------------- */
 
-/* Logits (n, V) to their gradient, in place; losses (n,) in nats. A negative label is not counted: 0 in both. */
-void cross_entropy(int64_t threads, int64_t n, int64_t V, stored *logits, const int64_t *labels, float *losses) {
+/* Logits (n, V) to their gradient, in place; losses (n,) in nats. A negative label is not counted: 0 in both.
+   scratch (threads, V). */
+void cross_entropy(int64_t threads, int64_t n, int64_t V, stored *logits, const int64_t *labels, float *losses,
+                   float *scratch) {
     ROWS_IN_PARALLEL
     for (int64_t row = 0; row < n; row++) {
         stored *x = logits + row * V;
@@ -360,7 +361,7 @@ void cross_entropy(int64_t threads, int64_t n, int64_t V, stored *logits, const 
             losses[row] = 0;
             continue;
         }
-        float top = widen(x[0]), sum = 0, own = widen(x[label]), e[V];
+        float top = widen(x[0]), sum = 0, own = widen(x[label]), *e = scratch + omp_get_thread_num() * V;
         SIMD_MAX(top)
         for (int64_t i = 0; i < V; i++) top = widen(x[i]) > top ? widen(x[i]) : top;
         SIMD_SUM(sum)

@@ -48,7 +48,7 @@ _ARGUMENTS = {
     "softmax_backward": [_INT, _INT, _INT, _INT, _POINTER, _POINTER],
     "activation_forward": [_INT, _INT, _INT, _POINTER, _POINTER],
     "activation_backward": [_INT, _INT, _INT, *[_POINTER] * 4],
-    "cross_entropy": [_INT, _INT, _POINTER, _POINTER, _POINTER],
+    "cross_entropy": [_INT, _INT, *[_POINTER] * 4],
 }
 
 

@@ -169,13 +169,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = weight.to(hidden.dtype)  # (V, C)
         num_rows = fused_rows_at_once(len(head), head.element_size())
         losses = torch.empty(len(hidden), dtype=torch.float32)
+        scratch = torch.empty(torch.get_num_threads(), len(head))
         hidden_grad = torch.empty_like(hidden)
         weight_grad = None
         for rows, targets, row_losses, rows_grad in zip(
             *(x.split(num_rows) for x in (hidden, labels, losses, hidden_grad)), strict=True
         ):
             logits = rows @ head.T  # (n, V)
-            kernels.cross_entropy(*logits.shape, logits, targets, row_losses)
+            kernels.cross_entropy(*logits.shape, logits, targets, row_losses, scratch)
             torch.mm(logits, head, out=rows_grad)
             if weight_grad is None:
                 weight_grad = (logits.T @ rows).float()
