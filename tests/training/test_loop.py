@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import finished, train
 from tinystories_slm.training import run as run_module
 from tinystories_slm.training.checkpoints import checkpoints, read_progress, step_of
+from tinystories_slm.training.loop import train_step
 from tinystories_slm.training.run import start_run
 from tinystories_slm.training.watching.estimate import Peak
 from tinystories_slm.training.watching.tracking import read_metrics
@@ -265,3 +267,11 @@ def test_a_scaled_learning_rate_is_trained_at_and_told(tiny_run, caplog):
     assert max(series(run_dir, "train/lr").values()) == pytest.approx(4 * 1e-2)
     told = "learning rate: 0.04 at its peak, 0.01 scaled from 256 wide, 4,096 tokens a step; adamw, cosine"
     assert told in caplog.text
+
+
+def test_each_group_of_weights_is_trained_at_its_own_rate(tiny_run):
+    run = start_run(tiny_run("--train.embedding_lr_rate", "3", "--train.warmup_steps", "0"))
+    with closing(run):
+        lr = train_step(run)["train/lr"]
+        [optimizer] = run.optimizers
+        assert [group["lr"] / lr for group in optimizer.param_groups] == pytest.approx([1.0, 1.0, 3.0])
