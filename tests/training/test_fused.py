@@ -119,6 +119,16 @@ def test_what_is_not_finite_is_not_hidden(weight, bad, bf16):
     assert not math.isfinite(gradients.norm())
 
 
+def test_a_logit_that_is_not_a_number_makes_the_loss_none():
+    hidden = torch.ones(1, 2, 4, requires_grad=True)
+    head = torch.zeros(40, 4)
+    head[20] = math.nan  # not the label's own, so that only the sum of all exponentials can tell
+    loss = fused_linear_cross_entropy(hidden, head.requires_grad_(), torch.tensor([[1, 2]]))
+    loss.backward()
+    assert loss.isnan()
+    assert hidden.grad.isnan().all()
+
+
 def test_the_same_twice_to_the_bit():
     _, fused = both(family="modern", qk_norm=True)
     first, second = (loss_and_gradients(fused, stories()) for _ in range(2))

@@ -185,6 +185,24 @@ def test_a_forward_allocates_what_was_expected(hidden_size, batch_size, vocab_si
     assert expected == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("family", ["gpt", "modern"])
+def test_a_forward_of_fused_blocks_allocates_what_was_expected(family, precision):
+    # Wide and a short batch, so that copies of the weights count for much.
+    config = TinyStoriesConfig(
+        family=family, vocab_size=500, hidden_size=256, num_hidden_layers=4, num_attention_heads=4
+    )
+    model = TinyStoriesForCausalLM(config).train()
+    model.set_attn_implementation(MATMUL)
+    fuse(model)
+    sizes = {"seq_len": 64, "precision": precision, "optimizer": "adamw", "fused": True}
+    memory = memory_bytes(config, per_device_batch_size=2, **sizes)
+    expected = memory.total - memory.optimizer - 8 * num_parameters(config)
+    peak = peak_of_a_forward(model, batch_size=2, seq_len=64, bf16=precision == "bf16")
+    assert expected == pytest.approx(peak, rel=0.1)
+
+
 def peak_of_a_forward(model, **how) -> int:
     """The most bytes that its tensors took at once, beside the parameters."""
     with torch.profiler.profile(

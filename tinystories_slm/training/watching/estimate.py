@@ -60,6 +60,13 @@ def _block_matrices(config: TinyStoriesConfig) -> int:
     return config.hidden_size * (2 * query + 2 * key_value + feed_forward)
 
 
+def _joined_matrices(config: TinyStoriesConfig) -> int:
+    """Parameters of a block's matrices that training/fused puts together, as they read the same input."""
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    ups = 0 if config.family == "gpt" else 2 * config.intermediate_size
+    return config.hidden_size * (heads * config.head_dim + ups)
+
+
 def _head(config: TinyStoriesConfig) -> int:
     return config.vocab_size * config.hidden_size
 
@@ -229,7 +236,8 @@ def memory_bytes(
     With P parameters, N of them in matrix products, B x T tokens in a micro-batch, C hidden numbers, a
     vocabulary of V, and w bytes a number, 4 or in mixed precision 2:
 
-    - weights: 4 P, and 2 N for the 16-bit copies that mixed precision makes of the matrices;
+    - weights: 4 P, and 2 N for the 16-bit copies that mixed precision makes of the matrices, or else 4 for
+      each of those that `fused` joins;
     - gradients: 4 P, which several processes exchange where they lie; 4 V C for that of the head, which the
       loss keeps apart from forward to backward;
     - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
@@ -248,6 +256,9 @@ def memory_bytes(
     tokens = per_device_batch_size * seq_len
     mixed = precision in ("fp16", "bf16")
     attention = attention or choose_attention(torch.device(device_type), seq_len)
+    copies = 2 * (matrices + _head(config)) if mixed else 0
+    if fused and not mixed:
+        copies = 4 * config.num_hidden_layers * _joined_matrices(config)
     if fused:
         per_token = _fused_activation_bytes_per_token(config, seq_len, 2 if mixed else 4)
         rows = min(tokens, fused_rows_at_once(V, 2 if mixed else 4))
@@ -255,7 +266,7 @@ def memory_bytes(
         per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
         rows = min(tokens, rows_at_once(V, device_type))
     return Memory(
-        weights=4 * P + (2 * (matrices + _head(config)) if mixed else 0),
+        weights=4 * P + copies,
         gradients=4 * P + 4 * V * C,
         optimizer=_optimizer_bytes(config, optimizer),
         average=4 * P if averaged else 0,
