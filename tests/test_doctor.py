@@ -86,6 +86,14 @@ def test_a_check_that_breaks_off_is_a_problem_and_the_others_go_on(tmp_path, mon
     assert found["memory"].verdict == "ok" and found["learning"].verdict == "ok"
 
 
+def test_a_configuration_that_cannot_be_is_told_as_training_would_tell_it():
+    refused = debug("--train.kernels", "fused", "--model.dropout", "0.1")
+    [finding] = examine("memory", lambda: needs.memory(refused, CPU, "no"))
+    assert finding == Finding(
+        "memory", "PROBLEM", "train.kernels (fused) cannot be: no kernel for dropout; use auto or torch"
+    )
+
+
 def test_precision_that_the_hardware_does_not_multiply(speeds):
     speeds(bf16=400e9)
     [finding] = arithmetic.precision(debug("--train.mixed_precision", "no"), CPU)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tinystories_slm.errors import InputError
+
 Verdict = Literal["ok", "note", "slow", "PROBLEM"]
 
 _SUBJECT_WIDTH = 14
@@ -33,6 +35,8 @@ def examine(subject: str, check: Check) -> Iterator[Finding]:
     """What `check` finds; if it breaks off with an error, that is a finding too."""
     try:
         yield from check()
+    except InputError as error:  # says itself what to change
+        yield Finding(subject, "PROBLEM", str(error))
     except Exception as error:  # a checkup that dies of what it examines tells nobody anything
         yield Finding(
             subject,
