@@ -58,7 +58,7 @@ def command(argv: Sequence[str] | None = None) -> str:
     shown = []
     for argument in argv or sys.argv:
         flag, equals, value = argument.rpartition("=")
-        if Path(value).is_absolute():
+        if Path(value).is_absolute() or Path(value).parts[:1] == ("..",):
             inside = Path(value).is_relative_to(ROOT)
             value = str(Path(value).relative_to(ROOT)) if inside else "PATH"
         shown.append(f"{flag}{equals}{value}")

@@ -56,6 +56,7 @@ def test_a_result_names_no_folder_of_this_machine(tmp_path):
         "-r=3",
     ]
     assert command(inside) == "python benchmarks/train.py --data=data/x --nanogpt PATH -r=3"
+    assert command(["x.py", "--data", "../elsewhere", "--to=../y"]) == "python x.py --data PATH --to=PATH"
     path = write_result("one", {"speed": Spread.of([1.0])}, folder=tmp_path)
     assert json.loads(path.read_text()) == {"speed": {"median": 1, "min": 1, "max": 1, "values": [1]}}
     assert set(versions(["torch", "a package that is not there"])) == {"torch", "python"}
