@@ -48,7 +48,8 @@ class Matrices:
 class Block(torch.autograd.Function):
     """x (B, T, C) to the block's result, of the same shape and type.
 
-    `norms` and `matrices` are its weights in the types that are computed with. `weights` are its parameters,
+    What a kernel makes anew in less time than its memory is worth is not kept for backward: normed rows, and
+    queries, keys and values by head. `norms` and `matrices` are its weights in the types that are computed with. `weights` are its parameters,
     which only their gradients are for: two norms, those of queries and keys if any, q, k, v, out, the gate if
     any, up, down.
     """
@@ -70,9 +71,8 @@ class Block(torch.autograd.Function):
         x = x.reshape(-1, C).contiguous()  # (N, C)
         normed_1, stats_1 = normalize(kernels, a.centered, a.eps, x, norm_1)
         qkv = normed_1 @ m.qkv.T
-        q, k, v = (x.new_empty(B * a.num_heads, T, a.head_dim) for _ in range(3))
-        scales = x.new_empty(len(x), a.num_heads + a.num_key_value_heads, dtype=torch.float32)
-        kernels.heads_forward(heads, qkv, q, k, v, scales)
+        del normed_1
+        q, k, v, _ = split_heads(kernels, heads, qkv)
         attended = x.new_empty(len(x), a.num_heads * a.head_dim)
         attention = []  # the weights of each block of queries
         for start, end in _query_blocks(T):
@@ -83,11 +83,10 @@ class Block(torch.autograd.Function):
         middle = torch.addmm(x, attended, m.out.T)
         normed_2, stats_2 = normalize(kernels, a.centered, a.eps, middle, norm_2)
         inner = normed_2 @ m.up.T
+        del normed_2
         activated = x.new_empty(len(x), m.down.shape[1])
         kernels.activation_forward(a.activation, *activated.shape, inner, activated)
-        ctx.save_for_backward(
-            x, normed_1, stats_1, qkv, scales, q, k, v, attended, middle, normed_2, stats_2, inner, *attention
-        )
+        ctx.save_for_backward(x, stats_1, qkv, attended, middle, stats_2, inner, *attention)
         ctx.shape, ctx.kernels, ctx.architecture, ctx.matrices = (B, T, C), kernels, a, m
         ctx.angles, ctx.norms = angles, norms
         ctx.weight_dtypes = [weight.dtype for weight in weights]
@@ -96,22 +95,7 @@ class Block(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        (
-            x,
-            normed_1,
-            stats_1,
-            qkv,
-            scales,
-            q,
-            k,
-            v,
-            attended,
-            middle,
-            normed_2,
-            stats_2,
-            inner,
-            *attention,
-        ) = ctx.saved_tensors
+        x, stats_1, qkv, attended, middle, stats_2, inner, *attention = ctx.saved_tensors
         (B, T, C), kernels, a, m = ctx.shape, ctx.kernels, ctx.architecture, ctx.matrices
         norm_1, norm_2, *head_norms = ctx.norms
         heads = a.heads(B, T, ctx.angles, head_norms)
@@ -124,7 +108,8 @@ class Block(torch.autograd.Function):
         )
         down_grad = grad.T @ activated
         del activated, activated_grad
-        up_grad = inner_grad.T @ normed_2
+        normed, _ = normalize(kernels, a.centered, a.eps, middle, norm_2)
+        up_grad = inner_grad.T @ normed
         middle_grad = grad.clone()  # autograd's, and others may look at it
         norm_2_grad = normalize_backward(
             kernels, a.centered, middle, stats_2, norm_2, inner_grad @ m.up, middle_grad
@@ -132,6 +117,7 @@ class Block(torch.autograd.Function):
         del inner_grad
 
         out_grad = middle_grad.T @ attended
+        q, k, v, scales = split_heads(kernels, heads, qkv)
         attended_grad = torch.empty_like(q)  # (B H, T, D)
         kernels.tokens_to_heads(heads, middle_grad @ m.out, attended_grad)
         q_grad, k_grad, v_grad = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -152,7 +138,8 @@ class Block(torch.autograd.Function):
         qkv_grad = torch.empty_like(qkv)
         head_norm_grads = torch.zeros(torch.get_num_threads(), 2, a.head_dim)
         kernels.heads_backward(heads, qkv, scales, q_grad, k_grad, v_grad, qkv_grad, head_norm_grads)
-        qkv_weight_grad = qkv_grad.T @ normed_1
+        normed, _ = normalize(kernels, a.centered, a.eps, x, norm_1)
+        qkv_weight_grad = qkv_grad.T @ normed
         norm_1_grad = normalize_backward(
             kernels, a.centered, x, stats_1, norm_1, qkv_grad @ m.qkv, middle_grad
         )
@@ -182,6 +169,14 @@ def normalize_backward(
     weight_grads = torch.zeros(torch.get_num_threads(), x.shape[1])
     kernels.norm_backward(centered, *x.shape, x, stats, weight, grad, total, weight_grads)
     return weight_grads.sum(0)
+
+
+def split_heads(kernels: Kernels, heads: Heads, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B H, T, D) as they attend, and the scales (N, H + K) of their norms."""
+    q, k, v = (qkv.new_empty(heads.B * heads.H, heads.T, heads.D) for _ in range(3))
+    scales = qkv.new_empty(len(qkv), heads.H + heads.K, dtype=torch.float32)
+    kernels.heads_forward(heads, qkv, q, k, v, scales)
+    return q, k, v, scales
 
 
 def _query_blocks(T: int) -> list[tuple[int, int]]:

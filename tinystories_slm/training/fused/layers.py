@@ -167,7 +167,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, kernels: Kernels) -> Tensor:
         head = weight.to(hidden.dtype)  # (V, C)
-        num_rows = fused_rows_at_once(len(head), head.element_size())
+        most = fused_rows_at_once(len(head), head.element_size())
+        num_rows = -(-len(hidden) // -(-len(hidden) // most))  # pieces of one size, as few as may be
+        logits_of_piece = hidden.new_empty(num_rows, len(head))
         losses = torch.empty(len(hidden), dtype=torch.float32)
         scratch = torch.empty(torch.get_num_threads(), len(head))
         hidden_grad = torch.empty_like(hidden)
@@ -175,7 +177,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows, targets, row_losses, rows_grad in zip(
             *(x.split(num_rows) for x in (hidden, labels, losses, hidden_grad)), strict=True
         ):
-            logits = rows @ head.T  # (n, V)
+            logits = torch.mm(rows, head.T, out=logits_of_piece[: len(rows)])  # (n, V)
             kernels.cross_entropy(*logits.shape, logits, targets, row_losses, scratch)
             torch.mm(logits, head, out=rows_grad)
             if weight_grad is None:
