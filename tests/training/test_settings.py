@@ -70,10 +70,10 @@ def test_the_micro_batch_divides_the_batch_and_suits_the_device(batch_size, seq_
     config = parse_config(["--train.batch_size", str(batch_size), "--data.seq_len", str(seq_len)])
     if batch_size % num_processes:
         with pytest.raises(InputError, match=rf"train.batch_size \({batch_size}\) must be a multiple of the"):
-            resolve_per_device_batch_size(config, CPU, num_processes)
+            resolve_per_device_batch_size(config, CPU, precision="no", num_processes=num_processes)
         return
-    for device, most in ((CPU, 1024), (CUDA, 32_768)):
-        rows = resolve_per_device_batch_size(config, device, num_processes)
+    for device, precision, most in ((CPU, "no", 1024), (CPU, "bf16", 2048), (CUDA, "bf16", 32_768)):
+        rows = resolve_per_device_batch_size(config, device, precision=precision, num_processes=num_processes)
         assert batch_size % (rows * num_processes) == 0
         assert rows == 1 or rows * seq_len <= most
 
@@ -84,7 +84,8 @@ def test_the_defaults_of_a_cpu_and_of_a_gpu():
     assert (settings.attention, settings.compiled, settings.per_device_batch_size) == (MATMUL, False, 4)
     assert settings.told().startswith("4 sequences at once, matmul attention, ")
     assert choose_attention(CPU, 1025) == choose_attention(CUDA, 256) == "sdpa"
-    assert resolve_per_device_batch_size(config, CUDA) == 64
+    assert resolve_per_device_batch_size(config, CPU, precision="bf16") == 8
+    assert resolve_per_device_batch_size(config, CUDA, precision="bf16") == 64
     flags = ["--train.attention", "eager", "--train.compile", "true", "--train.per_device_batch_size", "2"]
     settings = resolve_settings(parse_config(flags), CPU)
     assert (settings.attention, settings.compiled, settings.per_device_batch_size) == ("eager", True, 2)

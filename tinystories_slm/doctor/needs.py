@@ -62,7 +62,8 @@ def free_disk(folder: Path) -> int:
 
 def memory(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Finding]:
     """The estimated peak of training on one device against the memory that is free there."""
-    free, per_device = free_memory(device), resolve_per_device_batch_size(config, device)
+    free = free_memory(device)
+    per_device = resolve_per_device_batch_size(config, device, precision=run_precision)
     needed = _needed_memory(config, device, run_precision, per_device)
     said = (
         f"about {gb(needed)} needed by a process at train.per_device_batch_size {per_device}, {gb(free)} free"

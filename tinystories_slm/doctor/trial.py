@@ -80,7 +80,7 @@ def duration(config: RunConfig, device: torch.device, run_precision: str) -> Ite
     said += f", {num_evaluations} evaluations of {evaluation_s:.3g} s" if evaluation_s else ""
     said += (
         ""
-        if rows == resolve_per_device_batch_size(config, device)
+        if rows == resolve_per_device_batch_size(config, device, precision=run_precision)
         else f"; timed at {rows} sequences at once"
     )
     if config.train.max_minutes is not None and total_s > config.train.max_minutes * 60:
@@ -180,7 +180,7 @@ class Trainee:
 
 def _rows_to_time(config: RunConfig, device: torch.device, run_precision: str) -> int:
     """The micro-batch, or as much of it as keeps a step within seconds here."""
-    rows = resolve_per_device_batch_size(config, device)
+    rows = resolve_per_device_batch_size(config, device, precision=run_precision)
     model = config.model_config(vocab_size=vocab_size(config))
     row_flops = flops_per_token(model, config.data.seq_len) * config.data.seq_len
     most = _LONGEST_STEP_S * matmul_flops(device, DTYPES[run_precision]) / 3  # a model reaches a third

@@ -188,18 +188,29 @@ def test_a_forward_allocates_what_was_expected(hidden_size, batch_size, vocab_si
 @pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("family", ["gpt", "modern"])
-def test_a_forward_of_fused_blocks_allocates_what_was_expected(family, precision):
-    # Wide and a short batch, so that copies of the weights count for much.
+@pytest.mark.parametrize(
+    ("hidden_size", "batch_size", "vocab_size"),
+    [
+        pytest.param(256, 2, 500, id="mostly copies of the weights"),
+        pytest.param(64, 16, 500, id="mostly activations"),
+        pytest.param(32, 16, 8000, id="mostly logits"),
+    ],
+)
+def test_a_fused_forward_allocates_what_was_expected(family, hidden_size, batch_size, vocab_size, precision):
     config = TinyStoriesConfig(
-        family=family, vocab_size=500, hidden_size=256, num_hidden_layers=4, num_attention_heads=4
+        family=family,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=4,
+        num_attention_heads=4,
     )
     model = TinyStoriesForCausalLM(config).train()
     model.set_attn_implementation(MATMUL)
     fuse(model)
     sizes = {"seq_len": 64, "precision": precision, "optimizer": "adamw", "fused": True}
-    memory = memory_bytes(config, per_device_batch_size=2, **sizes)
+    memory = memory_bytes(config, per_device_batch_size=batch_size, **sizes)
     expected = memory.total - memory.optimizer - 8 * num_parameters(config)
-    peak = peak_of_a_forward(model, batch_size=2, seq_len=64, bf16=precision == "bf16")
+    peak = peak_of_a_forward(model, batch_size=batch_size, seq_len=64, bf16=precision == "bf16")
     assert expected == pytest.approx(peak, rel=0.1)
 
 

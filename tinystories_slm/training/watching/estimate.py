@@ -246,7 +246,8 @@ def memory_bytes(
     - logits: those of n tokens at a time (see `linear_cross_entropy`), of which 12 n V live at once:
       logits, softmax, what became of the piece before and, in mixed precision, the logits in float32.
       Where n is small, w n V and the head's gradient of one piece, 4 V C, are more; in mixed precision
-      that is 6 V C, as it is made in 16 bits and added in float32.
+      that is 6 V C, as it is made in 16 bits and added in float32. `fused` has w n V alone, which become
+      their gradient where they lie, and in mixed precision 2 V C.
 
     `fused` is whether training/fused computes blocks and loss; `attention` is the back-end, by default the
     one that `choose_attention` takes. `train.compile` fuses what is counted here as separate and stays below.
@@ -262,16 +263,18 @@ def memory_bytes(
     if fused:
         per_token = _fused_activation_bytes_per_token(config, seq_len, 2 if mixed else 4)
         rows = min(tokens, fused_rows_at_once(V, 2 if mixed else 4))
+        logits = 2 * (rows + C) * V if mixed else 4 * rows * V
     else:
         per_token = _activation_bytes_per_token(config, seq_len, mixed, device_type, attention)
         rows = min(tokens, rows_at_once(V, device_type))
+        logits = max(12 * rows * V, (2 * rows + 6 * C) * V if mixed else (4 * rows + 4 * C) * V)
     return Memory(
         weights=4 * P + copies,
         gradients=4 * P + 4 * V * C,
         optimizer=_optimizer_bytes(config, optimizer),
         average=4 * P if averaged else 0,
         activations=round(tokens * per_token),
-        logits=max(12 * rows * V, (2 * rows + 6 * C) * V if mixed else (4 * rows + 4 * C) * V),
+        logits=logits,
     )
 
 
@@ -309,16 +312,15 @@ def _activation_bytes_per_token(
 def _fused_activation_bytes_per_token(config: TinyStoriesConfig, seq_len: int, width: int) -> float:
     """As `_activation_bytes_per_token`, where training/fused computes the blocks.
 
-    A block keeps its input, what is between its halves and what both are normed to (4 C); the projections and
-    what becomes of them, for each query head (5 q + 2 k), and of the feed-forward layer its inner results
-    alone (I, gated 2 I); attention's weights (H for every key); and a few numbers in float32.
+    A block keeps its input and what is between its halves (2 C); the projections and attention's result
+    (2 q + 2 k), and of the feed-forward layer its inner results alone (I, gated 2 I); attention's weights (H
+    for every key); and a few numbers in float32.
     """
     C, q = config.hidden_size, config.num_attention_heads * config.head_dim
     k, ups = config.num_key_value_heads * config.head_dim, 1 if config.family == "gpt" else 2
-    block = 4 * C + 5 * q + 2 * k + ups * config.intermediate_size
+    block = 2 * C + 2 * q + 2 * k + ups * config.intermediate_size
     block += config.num_attention_heads * _mean_keys(seq_len)
-    statistics = 4 * (4 + config.num_attention_heads + config.num_key_value_heads)
-    return config.num_hidden_layers * (width * block + statistics) + width * 2 * C + 4 * 2
+    return config.num_hidden_layers * (width * block + 4 * 4) + width * 2 * C + 4 * 2
 
 
 def _attention_bytes_per_token(
