@@ -210,7 +210,7 @@ static int64_t share(int64_t n, int64_t t, int64_t threads) { return n * t / thr
 /* Logits (V,) of what follows `token` at `position` of the story in place 0.
    scratch: 2 C + (2 H + 2 K) D + 2 I floats, and C more for each thread. */
 void next_logits(const Model *m, int64_t token, int64_t position, float *scratch, float *logits) {
-    int64_t C = m->hidden, D = m->head_dim, I = m->intermediate, wide = (m->heads + 2 * m->kv_heads) * D;
+    int64_t C = m->hidden, D = m->head_dim, I = m->intermediate, K = m->kv_heads, wide = (m->heads + 2 * K) * D;
     float *x = scratch, *projected = x + C, *qkv = projected + C, *mixed = qkv + wide;
     float *inner = mixed + m->heads * D, *own = inner + 2 * I;
     for (int64_t i = 0; i < C; i++)
@@ -221,12 +221,19 @@ void next_logits(const Model *m, int64_t token, int64_t position, float *scratch
         float *normed = own + t * C; /* each thread norms for itself: cheaper than waiting for one */
         int64_t c0 = share(C, t, threads), c1 = share(C, t + 1, threads);
         int64_t i0 = share(I, t, threads), i1 = share(I, t + 1, threads);
+        int64_t k0 = share(K, t, threads), k1 = share(K, t + 1, threads), whole_heads = K % threads == 0;
         for (const Layer *l = m->layers; l < m->layers + m->num_layers; l++) {
             norm(m, normed, x, l->norm_1, l->norm_1_bias);
-            matvec(qkv, l->qkv, l->qkv_bias, normed, C, share(wide, t, threads), share(wide, t + 1, threads));
+            if (whole_heads) { /* projected by the thread that attends with them: nobody has to wait */
+                for (int64_t part = 0; part < 3; part++) {
+                    int64_t first = part ? (m->heads + (part - 1) * K) * D : 0, group = part ? 1 : m->heads / K;
+                    matvec(qkv, l->qkv, l->qkv_bias, normed, C, first + k0 * group * D, first + k1 * group * D);
+                }
+            } else {
+                matvec(qkv, l->qkv, l->qkv_bias, normed, C, share(wide, t, threads), share(wide, t + 1, threads));
 #pragma omp barrier
-            for (int64_t k = share(m->kv_heads, t, threads); k < share(m->kv_heads, t + 1, threads); k++)
-                attend_head(m, l, mixed, qkv, 0, position, k);
+            }
+            for (int64_t k = k0; k < k1; k++) attend_head(m, l, mixed, qkv, 0, position, k);
 #pragma omp barrier
             matvec(projected, l->out, l->out_bias, mixed, m->heads * D, c0, c1);
             for (int64_t i = c0; i < c1; i++) x[i] += projected[i];
