@@ -72,7 +72,7 @@ def test_the_micro_batch_divides_the_batch_and_suits_the_device(batch_size, seq_
         with pytest.raises(InputError, match=rf"train.batch_size \({batch_size}\) must be a multiple of the"):
             resolve_per_device_batch_size(config, CPU, precision="no", num_processes=num_processes)
         return
-    for device, precision, most in ((CPU, "no", 1024), (CPU, "bf16", 2048), (CUDA, "bf16", 32_768)):
+    for device, precision, most in ((CPU, "no", 4096), (CPU, "bf16", 4096), (CUDA, "bf16", 32_768)):
         rows = resolve_per_device_batch_size(config, device, precision=precision, num_processes=num_processes)
         assert batch_size % (rows * num_processes) == 0
         assert rows == 1 or rows * seq_len <= most

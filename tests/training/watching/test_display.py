@@ -102,7 +102,7 @@ def test_at_the_start_the_arithmetic_is_done(tiny_run, data_dir, lines):
     assert where == "on: 1 process, cpu, mixed precision no, 2 micro-batches a step; resumed at step 4"
     assert learning_rate == "learning rate: 0.01 at its peak; adamw, cosine to 0.001"
     assert settings.startswith("with: 4 sequences at once, matmul attention, ")
-    assert needs.startswith("needs: about 1.0 MB of memory a process (461 kB of them logits)")
+    assert needs.startswith("needs: about 614 kB of memory a process (154 kB of them logits)")
     # 8 steps are left, and 77,952 operations for each of their 2,048 tokens take 160 s at 10^6 a second.
     assert peak == (
         "peak: 0.001 GFLOP/s a process (made up); at it, 77,952 FLOP a token take 3 min in all; the real "

@@ -49,7 +49,9 @@ class Block(torch.autograd.Function):
     """x (B, T, C) to the block's result, of the same shape and type.
 
     What a kernel makes anew in less time than its memory is worth is not kept for backward: normed rows, and
-    queries, keys and values by head. `norms` and `matrices` are its weights in the types that are computed with. `weights` are its parameters,
+    queries, keys and values by head.
+
+    `norms` and `matrices` are its weights in the types that are computed with. `weights` are its parameters,
     which only their gradients are for: two norms, those of queries and keys if any, q, k, v, out, the gate if
     any, up, down.
     """
