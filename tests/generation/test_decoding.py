@@ -111,6 +111,20 @@ def test_logits_are_the_models(family, way):
 
 
 @pytest.mark.skipif(not COMPILED, reason="no C compiler")
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 4], ids="{} threads".format)  # with 3 some share a head
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_any_number_of_threads_computes_the_same(family, num_threads):
+    [ids] = prompts([12])
+    model, threads = tiny_model(**family), torch.get_num_threads()
+    expected = replayed(model, ids, "native")
+    try:
+        torch.set_num_threads(num_threads)
+        assert (replayed(model, ids, "native") - expected).abs().max() < 1e-5
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not COMPILED, reason="no C compiler")
 def test_a_long_text_is_attended_to_block_by_block():
     model = tiny_model(family="modern", max_position_embeddings=700)
     [ids] = prompts([600])
