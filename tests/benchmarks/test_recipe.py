@@ -14,7 +14,7 @@ TOLD = yaml.safe_load((ROOT / "benchmarks" / "recipe.yaml").read_text(encoding="
 
 @pytest.mark.parametrize("name", ["base", *TOLD["variants"]])
 def test_every_variant_is_a_configuration_and_differs_from_the_base(name):
-    base = {"config": str(ROOT / TOLD["base"]["config"]), **TOLD["base"]["flags"]}
+    base = {"config": str(ROOT / TOLD["base"]["config"]), **(TOLD["base"].get("flags") or {})}
     flags = TOLD["variants"].get(name, {})
     base_config, config = (
         parse_config([f"--{flag}={json.dumps(v) if isinstance(v, bool) else v}" for flag, v in given.items()])
