@@ -14,7 +14,7 @@ from tinystories_slm.training.watching.estimate import memory_bytes
 
 # A CPU is 4 to 7 % faster with thousands of tokens at once than with one thousand. A small model keeps little
 # for backward and may have them; for a larger one the memory is worth more. A GPU needs many to be busy.
-_CPU_TOKENS_AT_ONCE = range(1_024, 4_096)
+_CPU_TOKENS_AT_ONCE = (1_024, 4_096)
 _CPU_ACTIVATION_BYTES = 192 * 2**20
 _TOKENS_AT_ONCE = 32_768
 
@@ -150,4 +150,5 @@ def _tokens_at_once(config: RunConfig, device: torch.device, precision: str) -> 
         fused=resolve_fused(config, device, precision=precision, attention=attention, compiled=compiled),
     )
     fitting = _CPU_ACTIVATION_BYTES * config.data.seq_len // sequence.activations
-    return min(max(fitting, _CPU_TOKENS_AT_ONCE.start), _CPU_TOKENS_AT_ONCE.stop)
+    least, most = _CPU_TOKENS_AT_ONCE
+    return min(max(fitting, least), most)
