@@ -8,10 +8,11 @@ REFERENCE_WIDTH = 256
 REFERENCE_TOKENS = 4096
 """Width of the model and tokens per optimizer step that `train.lr` is meant for under `train.lr_scaling`."""
 
-# Theory's values, not yet held against sweeps of ours. Width: what an update does to an activation stays the
-# same if AdamW's rate falls as 1 / width (Yang et al., muP, arXiv 2203.03466); Muon's update, given AdamW's
-# size as a root mean square (Liu et al., arXiv 2502.16982), has a spectral norm that grows as sqrt(width)
-# where AdamW's grows as width. Batch: square root (Malladi et al., arXiv 2205.10782).
+# Theory's values; from 64 to 256 wide the best rate fell faster in short runs (docs/recipe.md). Width: what
+# an update does to an activation stays the same if AdamW's rate falls as 1 / width (Yang et al., muP, arXiv
+# 2203.03466); Muon's update, given AdamW's size as a root mean square (Liu et al., arXiv 2502.16982), has a
+# spectral norm that grows as sqrt(width) where AdamW's grows as width. Batch: square root (Malladi et al.,
+# arXiv 2205.10782).
 WIDTH_EXPONENT = {"adamw": -1.0, "muon": -0.5}
 TOKENS_EXPONENT = 0.5
 
