@@ -17,13 +17,8 @@ from tinystories_slm.data.prepare import Manifest, prepared
 from tinystories_slm.data.sources import is_on_hub
 from tinystories_slm.doctor.finding import Finding, first_line
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
-from tinystories_slm.training.settings import (
-    resolve_attention,
-    resolve_compile,
-    resolve_fused,
-    resolve_per_device_batch_size,
-)
-from tinystories_slm.training.watching.estimate import disk_bytes, memory_bytes
+from tinystories_slm.training.settings import expected_memory, resolve_per_device_batch_size
+from tinystories_slm.training.watching.estimate import disk_bytes
 
 # Of the interpreter and its libraries, beside tensors; measured with everything imported.
 _PROCESS_BYTES = 700e6
@@ -84,23 +79,8 @@ def memory(config: RunConfig, device: torch.device, run_precision: str) -> Itera
 
 
 def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, rows: int) -> float:
-    attention = resolve_attention(config, device)
-    estimate = memory_bytes(
-        config.model_config(vocab_size=vocab_size(config)),
-        per_device_batch_size=rows,
-        seq_len=config.data.seq_len,
-        precision=run_precision,
-        optimizer=config.train.optimizer,
-        averaged=config.train.ema_decay is not None,
-        device_type=device.type,
-        attention=attention,
-        fused=resolve_fused(
-            config,
-            device,
-            precision=run_precision,
-            attention=attention,
-            compiled=resolve_compile(config.train, device),
-        ),
+    estimate = expected_memory(
+        config, device, precision=run_precision, rows=rows, vocab_size=vocab_size(config)
     )
     return _MARGIN * estimate.total + _PROCESS_BYTES
 

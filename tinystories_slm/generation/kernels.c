@@ -225,10 +225,10 @@ void next_logits(const Model *m, int64_t token, int64_t position, float *scratch
         for (const Layer *l = m->layers; l < m->layers + m->num_layers; l++) {
             norm(m, normed, x, l->norm_1, l->norm_1_bias);
             if (whole_heads) { /* projected by the thread that attends with them: nobody has to wait */
-                for (int64_t part = 0; part < 3; part++) {
-                    int64_t first = part ? (m->heads + (part - 1) * K) * D : 0, group = part ? 1 : m->heads / K;
-                    matvec(qkv, l->qkv, l->qkv_bias, normed, C, first + k0 * group * D, first + k1 * group * D);
-                }
+                int64_t keys = m->heads, values = keys + K, group = m->heads / K;
+                matvec(qkv, l->qkv, l->qkv_bias, normed, C, k0 * group * D, k1 * group * D);
+                matvec(qkv, l->qkv, l->qkv_bias, normed, C, (keys + k0) * D, (keys + k1) * D);
+                matvec(qkv, l->qkv, l->qkv_bias, normed, C, (values + k0) * D, (values + k1) * D);
             } else {
                 matvec(qkv, l->qkv, l->qkv_bias, normed, C, share(wide, t, threads), share(wide, t + 1, threads));
 #pragma omp barrier

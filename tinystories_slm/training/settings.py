@@ -10,7 +10,7 @@ from tinystories_slm.errors import InputError
 from tinystories_slm.training.attention import MATMUL, choose_attention
 from tinystories_slm.training.fused import why_not_fused
 from tinystories_slm.training.precision import resolve_precision
-from tinystories_slm.training.watching.estimate import memory_bytes
+from tinystories_slm.training.watching.estimate import Memory, memory_bytes
 
 # A CPU is 4 to 7 % faster with thousands of tokens at once than with one thousand. A small model keeps little
 # for backward and may have them; for a larger one the memory is worth more. A GPU needs many to be busy.
@@ -136,18 +136,30 @@ def resolve_per_device_batch_size(
     return max(rows for rows in range(1, share + 1) if share % rows == 0 and rows <= max(1, most))
 
 
-def _tokens_at_once(config: RunConfig, device: torch.device, precision: str) -> int:
-    if device.type != "cpu":
-        return _TOKENS_AT_ONCE
+def expected_memory(
+    config: RunConfig, device: torch.device, *, precision: str, rows: int, vocab_size: int
+) -> Memory:
+    """Of training on one device with `rows` sequences in a forward; see `memory_bytes`."""
     attention, compiled = resolve_attention(config, device), resolve_compile(config.train, device)
-    sequence = memory_bytes(
-        config.model_config(vocab_size=config.tokenizer.vocab_size),
-        per_device_batch_size=1,
+    return memory_bytes(
+        config.model_config(vocab_size=vocab_size),
+        per_device_batch_size=rows,
         seq_len=config.data.seq_len,
         precision=precision,
         optimizer=config.train.optimizer,
+        averaged=config.train.ema_decay is not None,
+        device_type=device.type,
         attention=attention,
         fused=resolve_fused(config, device, precision=precision, attention=attention, compiled=compiled),
+    )
+
+
+def _tokens_at_once(config: RunConfig, device: torch.device, precision: str) -> int:
+    """Tokens that suit one forward, however many the batch has."""
+    if device.type != "cpu":
+        return _TOKENS_AT_ONCE
+    sequence = expected_memory(
+        config, device, precision=precision, rows=1, vocab_size=config.tokenizer.vocab_size
     )
     fitting = _CPU_ACTIVATION_BYTES * config.data.seq_len // sequence.activations
     least, most = _CPU_TOKENS_AT_ONCE
