@@ -33,6 +33,8 @@ STORY = (
     "Once upon a time, there was a naïve little fox 🦊. One day, she climbed up a ladder to the moon.\n\n"
     '"It is cold up here," she said, and she went home to bed.'
 )
+
+pytest.importorskip("transformers.exporters", reason="the onnx form needs transformers 5.23")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

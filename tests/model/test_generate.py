@@ -1,12 +1,15 @@
 """What `generate()` and a pipeline do with our classes: caches, padding and the end of the context."""
 
+import logging
+
 import pytest
 import torch
 from conftest import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import GenerationConfig, PreTrainedTokenizerFast, pipeline
 
-GREEDY = {"do_sample": False, "eos_token_id": None}
+# No id is -1: an end that is never generated. (transformers 5.10 cannot look a prompt up with None.)
+GREEDY = {"do_sample": False, "eos_token_id": -1}
 
 
 def ids(length: int, batch: int = 1) -> torch.Tensor:
@@ -52,6 +55,48 @@ def test_every_way_of_decoding_greedily_tells_the_same_text(model):
     assert told.tolist() == expected
     told = model.generate(prompt, prompt_lookup_num_tokens=2, max_new_tokens=12, **GREEDY)
     assert told.tolist() == expected
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_generate_is_used_without_a_deprecated_name(model, caplog):
+    logging.getLogger("transformers").propagate = True
+    prompt = ids(6)
+    for options in (
+        {"do_sample": False},
+        {"do_sample": True, "top_k": 5, "top_p": 0.9},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": False, "cache_implementation": "static"},
+        {"do_sample": False, "prompt_lookup_num_tokens": 2},
+    ):
+        model.generate(prompt, max_new_tokens=6, attention_mask=torch.ones_like(prompt), **options)
+    assert "deprecated" not in caplog.text and "unexpected" not in caplog.text
+
+
+def test_beams_find_at_least_the_greedy_text(model):
+    def log_likelihood(text: torch.Tensor) -> float:
+        logits = model(text, use_cache=False).logits.log_softmax(-1)
+        return logits[:, 5:-1].gather(-1, text[:, 6:, None]).sum().item()
+
+    prompt = ids(6)
+    wide = model.generate(
+        prompt, max_new_tokens=2, num_beams=101, do_sample=False, eos_token_id=-1, length_penalty=0.0
+    )
+    pairs = torch.cartesian_prod(torch.arange(101), torch.arange(101))
+    logits = model(torch.cat([prompt.expand(101, -1), torch.arange(101)[:, None]], 1), use_cache=False).logits
+    scores = logits[:1, 5].log_softmax(-1).T + logits[:, 6].log_softmax(-1)  # (first, second)
+    best = pairs[scores.flatten().argmax()]
+    assert wide[0, 6:].tolist() == best.tolist()
+    assert log_likelihood(wide) == pytest.approx(scores.max().item(), abs=1e-4)
+
+
+def test_continuous_batching_generates_the_same_text(model):
+    prompts = [ids(6)[0].tolist(), ids(9)[0].tolist()]
+    settings = GenerationConfig(do_sample=False, max_new_tokens=8, eos_token_id=-1, pad_token_id=0)
+    outputs = model.generate_batch(prompts, generation_config=settings)
+    generated = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
+    for prompt in prompts:
+        expected = written_out(model, torch.tensor([prompt]), 8)[0, len(prompt) :]
+        assert generated[tuple(prompt)] == expected.tolist()
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

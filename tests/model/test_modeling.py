@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 import subprocess
@@ -11,6 +12,9 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
     StaticCache,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.export.native import native_model
+from tinystories_slm.model import CACHE_NAME
 from tinystories_slm.model.modeling_tinystories import linear_cross_entropy
 
 T = 24
@@ -52,8 +57,8 @@ def test_cached_and_uncached_logits_agree(model, input_ids, implementation, cach
     past = StaticCache(config=model.config, max_cache_len=T) if cache == "static" else None
     logits = []
     for piece in input_ids.split([10, 1, 1, T - 12], dim=1):
-        output = model(piece, past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = model(piece, **{CACHE_NAME: past}, use_cache=True)
+        past = output[CACHE_NAME]
         logits.append(output.logits)
 
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=0, atol=2e-5)
@@ -84,8 +89,8 @@ def test_positions_follow_the_mask_in_cached_decoding(model, input_ids, implemen
     for piece in padded.split([20, 1, 1, T - 17], dim=1):
         num_seen += piece.shape[1]
         seen = mask if "whole" in cache else mask[:, :num_seen]
-        output = model(piece, attention_mask=seen, past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = model(piece, attention_mask=seen, **{CACHE_NAME: past}, use_cache=True)
+        past = output[CACHE_NAME]
         logits.append(output.logits)
 
     expected = model(input_ids).logits
@@ -208,8 +213,8 @@ def test_eager_and_sdpa_agree_and_attentions_are_causal_distributions(model, inp
 def test_keyword_arguments_reach_the_attention_back_end(model, input_ids):
     seen = []
 
-    def attend(module, *args, **kwargs):
-        seen.append((module.layer_idx, kwargs.get("story"), kwargs["position_ids"].shape))
+    def attend(module, *args, story=None, **kwargs):
+        seen.append((module.layer_idx, story, kwargs["position_ids"].shape))
         return sdpa_attention_forward(module, *args, **kwargs)
 
     AttentionInterface.register("listening", attend)
@@ -284,6 +289,8 @@ def test_half_precision_computes_generates_saves_and_loads(model, input_ids, dty
 
 def test_the_parallel_plans_name_every_linear_layer_and_nothing_else(model):
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if "lm_head" not in LlamaForCausalLM(LlamaConfig(num_hidden_layers=0, vocab_size=8)).tp_plan:
+        layers.remove("lm_head")  # transformers 5.10 drops the head from every class's plan
     plan = {name: re.compile(re.escape(name).replace(r"\*", r"\d+")) for name in model.tp_plan}
     modules = dict(model.named_modules())
     for name, pattern in plan.items():
@@ -356,9 +363,62 @@ def test_past_the_context_learned_positions_say_so(cache):
     with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48"):
         model(zeros[:, :1], position_ids=torch.tensor([[48]]))
     past = StaticCache(config=model.config, max_cache_len=60) if cache == "static" else None
-    past = model(zeros[:, :48], past_key_values=past, use_cache=True).past_key_values
+    past = model(zeros[:, :48], **{CACHE_NAME: past}, use_cache=True)[CACHE_NAME]
     with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48"):
-        model(zeros[:, :1], past_key_values=past)
+        model(zeros[:, :1], **{CACHE_NAME: past})
+
+
+def test_an_unknown_argument_is_rejected(model):
+    prompt = torch.tensor([[1, 2, 3]])
+    for network in (model, model.model):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument 'cach', 'past'"):
+            network(prompt, cach=None, past=1)
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'cahce'"):
+            model(prompt, cahce=DynamicCache())
+        with pytest.raises(ValueError, match="cahce"):
+            model.generate(prompt, max_new_tokens=1, cahce=DynamicCache())
+        output = model(prompt, output_hidden_states=True, num_items_in_batch=3, is_causal=True)
+        assert len(output.hidden_states) == 3
+
+
+def test_an_attention_function_from_outside_may_declare_arguments(model):
+    seen = []
+
+    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, instances=None, **kwargs):
+        seen.append(instances)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+    AttentionInterface.register("declares", attend)
+    model.set_attn_implementation("declares")
+    model(torch.tensor([[1, 2, 3]]), instances="mine")
+    assert seen == ["mine"] * model.config.num_hidden_layers
+    with pytest.raises(TypeError, match="'others'"):
+        model(torch.tensor([[1, 2, 3]]), others="mine")
+
+
+def test_the_cache_has_one_name_of_transformers_and_the_earlier_one_works(model):
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = model(ids, use_cache=False).logits[:, -1]
+    for name in {CACHE_NAME, "past_key_values"}:
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :3], **{name: cache}, use_cache=True)
+        assert cache.get_seq_length() == 3
+        torch.testing.assert_close(model(ids[:, 3:], **{name: cache}).logits[:, 0], expected)
+    names = {field.name for field in dataclasses.fields(type(model(ids, use_cache=True)))}
+    assert CACHE_NAME in names and len(names & {"cache", "past_key_values"}) == 1
+    if CACHE_NAME == "cache":
+        with pytest.raises(ValueError, match="two names of one argument"):
+            model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+def test_shifted_labels_count_in_both_forms_of_the_loss(model):
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = model(ids, labels=ids).loss
+    shifted = {"labels": ids, "shift_labels": torch.tensor([[6, 7, 8, -100]])}
+    torch.testing.assert_close(model(ids, **shifted).loss, expected)
+    torch.testing.assert_close(model(ids, **shifted, loss_only=True).loss, expected)
 
 
 def test_a_configuration_that_was_changed_is_validated_again():

@@ -198,7 +198,7 @@ def test_what_there_is_no_kernel_for_is_left_to_torch_or_refused(flags, reason):
 
 
 def test_without_a_compiler_torch_computes(monkeypatch):
-    config = parse_config([])
+    config = parse_config(["--train.mixed_precision", "no"])
     assert resolve_settings(config, CPU).told().startswith("4 sequences at once, matmul attention, fused ker")
     assert not resolve_settings(parse_config(["--train.kernels", "torch"]), CPU).fused
     monkeypatch.setattr(layers, "load_kernels", lambda dtype: None)

@@ -79,7 +79,7 @@ def test_the_micro_batch_divides_the_batch_and_suits_the_device(batch_size, seq_
 
 
 def test_the_defaults_of_a_cpu_and_of_a_gpu():
-    config = parse_config([])  # 64 windows of 256
+    config = parse_config(["--train.mixed_precision", "no"])  # 64 windows of 256
     settings = resolve_settings(config, CPU)
     assert (settings.attention, settings.compiled, settings.per_device_batch_size) == (MATMUL, False, 4)
     assert settings.told().startswith("4 sequences at once, matmul attention, ")

@@ -19,7 +19,7 @@ from tinystories_slm.export.browser import write_page
 from tinystories_slm.export.checks import Check
 from tinystories_slm.export.native import export_native
 from tinystories_slm.export.onnx_session import compare_float32, compare_int8
-from tinystories_slm.model import TinyStoriesForCausalLM
+from tinystories_slm.model import CACHE_NAME, TinyStoriesForCausalLM
 
 FLOAT32 = "onnx/model.onnx"
 INT8 = "onnx/model_quantized.onnx"
@@ -76,11 +76,11 @@ def _graph(native: PreTrainedModel) -> onnx_ir.Model:
         "input_ids": torch.zeros(batch, new, dtype=torch.long),
         "attention_mask": torch.ones(batch, past + new, dtype=torch.long),
         "position_ids": torch.arange(past, past + new).expand(batch, -1),
-        "past_key_values": cache,
+        CACHE_NAME: cache,
     }
     free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     shapes = {name: free for name in inputs} | {
-        "past_key_values": [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC} for _ in range(2 * layers)]
+        CACHE_NAME: [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC} for _ in range(2 * layers)]
     }
     program = OnnxExporter().export(native, inputs, config=OnnxConfig(dynamic_shapes=shapes)).program
 
@@ -93,8 +93,8 @@ def _graph(native: PreTrainedModel) -> onnx_ir.Model:
 
 
 def _name(name: str) -> str:
-    """`input.past_key_values.layers.0.keys` as `past_key_values.0.key`, `output...` as `present.0.key`."""
-    match = re.fullmatch(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s", name)
+    """`input.cache.layers.0.keys` as `past_key_values.0.key`, `output...` as `present.0.key`."""
+    match = re.fullmatch(rf"(input|output)\.{CACHE_NAME}\.layers\.(\d+)\.(key|value)s", name)
     if not match:
         return name
     return f"{'past_key_values' if match[1] == 'input' else 'present'}.{match[2]}.{match[3]}"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tinystories_slm.generation import kernels
 from tinystories_slm.generation.sampling import Sampling, story_die
-from tinystories_slm.model import TinyStoriesForCausalLM
+from tinystories_slm.model import CACHE_NAME, TinyStoriesForCausalLM
 from tinystories_slm.model.modeling_tinystories import rotary_angles, rotate
 from tinystories_slm.native import address
 
@@ -181,7 +181,7 @@ class Decoder:
             output = self.model(ids, use_cache=True, logits_to_keep=1)
         finally:
             self.model.train(was_training)
-        for layer, read in zip(self.layers, output.past_key_values.layers, strict=True):
+        for layer, read in zip(self.layers, getattr(output, CACHE_NAME).layers, strict=True):
             if self.kernels:
                 padded = F.pad(read.keys, (0, 0, 0, -len(token_ids) % kernels.LANES))
                 blocks = padded.unflatten(2, (-1, kernels.LANES)).transpose(3, 4)  # (1, K, blocks, D, LANES)

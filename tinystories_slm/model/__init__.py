@@ -1,6 +1,17 @@
 """The model that travels to the Hub: configuration and network, importing nothing of this package."""
 
 from .configuration_tinystories import TinyStoriesConfig
-from .modeling_tinystories import TinyStoriesForCausalLM, TinyStoriesModel, TinyStoriesPreTrainedModel
+from .modeling_tinystories import (
+    CACHE_NAME,
+    TinyStoriesForCausalLM,
+    TinyStoriesModel,
+    TinyStoriesPreTrainedModel,
+)
 
-__all__ = ["TinyStoriesConfig", "TinyStoriesForCausalLM", "TinyStoriesModel", "TinyStoriesPreTrainedModel"]
+__all__ = [
+    "CACHE_NAME",
+    "TinyStoriesConfig",
+    "TinyStoriesForCausalLM",
+    "TinyStoriesModel",
+    "TinyStoriesPreTrainedModel",
+]

@@ -41,7 +41,7 @@ class TinyStoriesConfig(PreTrainedConfig):
     """
 
     model_type = "tinystories_slm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # its name since 5.24, and before
     attribute_map = {
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",

@@ -6,6 +6,10 @@ K key-value heads, D head_dim, V vocabulary. Parameters carry Llama's names, so 
 family's state dict loads into `LlamaForCausalLM` (or `Qwen3ForCausalLM`) unchanged.
 """
 
+import dataclasses
+import inspect
+import warnings
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -22,6 +26,70 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tinystories import TinyStoriesConfig
+
+# transformers 5.24 renamed the key-value cache from `past_key_values` to `cache`: as an argument of
+# `forward()` and of `create_causal_mask()`, as a field of every output, and as what gradient checkpointing
+# clears. The field decides which name this version uses; `_resolve_cache` and this constant are the only
+# places that know both.
+CACHE_NAME = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
+    else "past_key_values"
+)
+
+# Arguments beside its own that `forward()` passes on: to the loss, to the attention function, to
+# transformers' recording of hidden states. The second half belongs to continuous batching (`generate_batch`).
+_KNOWN_KWARGS = {
+    *TransformersKwargs.__annotations__,
+    *("shift_labels", "return_dict", "kernel_options"),
+    *("write_index", "read_index", "logits_indices", "block_table", "logits_processor_args"),
+    *("max_seqlen_q", "max_seqlen_k"),
+}
+
+
+def _resolve_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict) -> Cache | None:
+    """Return the key-value cache, whichever of its two names was used.
+
+    Until transformers 5.23 `cache` is the paged cache of continuous batching, which the attention function
+    reads from its arguments; it is put into `kwargs` there.
+
+    Raises:
+        ValueError: both names hold a cache.
+    """
+    if cache is not None and CACHE_NAME != "cache":
+        kwargs["cache"] = cache
+        return past_key_values
+    if past_key_values is None:
+        return cache
+    if cache is not None:
+        raise ValueError("cache and past_key_values are two names of one argument; pass one of them")
+    if CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated; use `cache`", FutureWarning, stacklevel=3)
+    return past_key_values
+
+
+def _reject_unknown(kwargs: dict, config: TinyStoriesConfig) -> None:
+    """Raise for an argument that nothing reads.
+
+    An argument that is ignored because transformers renamed it changes the output without an error: a
+    model that ignored `cache` generated each token from the last one alone. Attention functions that are
+    registered from outside (vLLM's) may declare arguments of their own.
+
+    Raises:
+        TypeError: `kwargs` has a name that transformers does not document and attention does not declare.
+    """
+    unknown = [name for name in kwargs if name not in _KNOWN_KWARGS]
+    if CACHE_NAME != "cache":
+        unknown = [name for name in unknown if name != "cache"]
+    if not unknown:
+        return
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    unknown = [name for name in unknown if name not in inspect.signature(attend).parameters]
+    if unknown:
+        raise TypeError(
+            f"forward() got an unexpected keyword argument {', '.join(map(repr, unknown))}; correct its name "
+            "(in a call by transformers itself: this version of it is newer than the model's code)"
+        )
 
 
 class TinyStoriesRMSNorm(nn.Module):
@@ -120,8 +188,10 @@ class TinyStoriesAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
+        cache = _resolve_cache(cache, past_key_values, kwargs)
         B, T, _ = hidden_states.shape
         query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim)  # (B, T, H, D)
         key = self.k_proj(hidden_states).view(B, T, -1, self.head_dim)  # (B, T, K, D)
@@ -131,8 +201,10 @@ class TinyStoriesAttention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
+        if cache is not None:
+            # A paged cache (5.24 and newer) reads its indices from `kwargs`.
+            options = {"kwargs": kwargs} if CACHE_NAME == "cache" else {}
+            key, value = cache.update(key, value, self.layer_idx, **options)  # (B, K, S, D)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -197,7 +269,7 @@ class TinyStoriesPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TinyStoriesDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -249,24 +321,31 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Hidden states after the last norm, and the cache where `use_cache`.
 
         `attention_mask` is (B, S), 1 where a token is and 0 where padding is, or a ready (B, 1, T, S) mask.
         `position_ids` (B, T) are the mask's count of tokens, so that padding moves no token, unless given.
+        `cache` and `past_key_values` are two names of one argument (see `CACHE_NAME`).
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`; gpt: a position past the context.
+            ValueError: both or none of `input_ids` and `inputs_embeds`; both names of the cache; gpt: a
+                position past the context.
+            TypeError: an argument that is not used.
         """
+        cache = _resolve_cache(cache, past_key_values, kwargs)
+        _reject_unknown(kwargs, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         positions_given = position_ids is not None
+        # A paged cache holds many texts and has no length; its caller gives positions.
+        num_past = 0 if cache is None or positions_given else cache.get_seq_length()
         if not positions_given:
             position_ids = self._position_ids(inputs_embeds, attention_mask, num_past)
 
@@ -274,7 +353,7 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
             # Given ones are searched for texts packed in a row, for which a device has to be waited.
             position_ids=position_ids if positions_given else None,
         )
@@ -296,13 +375,11 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
     def _position_ids(
         self, inputs_embeds: Tensor, attention_mask: Tensor | None, num_past: int | Tensor
@@ -433,37 +510,42 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         loss_only: bool = False,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits of the next token after each of `input_ids`, and the loss where `labels` are given.
 
+        `cache` and `past_key_values` are two names of one argument (see `CACHE_NAME`).
         `labels` (B, T) are unshifted, usually equal to `input_ids`; -100 is ignored. The loss is in
         nats per predicted token: their mean, or with `num_items_in_batch` their sum divided by it.
+        `shift_labels` (B, T) are labels that are shifted already.
         `logits_to_keep` computes only the last so many logits (0: all), or those at the given positions.
         `loss_only`, for training, gives the loss over all of `labels` and no logits: those of a whole
         batch, the largest tensor of a small model, then never exist. The loss can be differentiated once.
         """
+        cache = _resolve_cache(cache, past_key_values, kwargs)
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
+        passed_on = {
+            CACHE_NAME: getattr(outputs, CACHE_NAME),
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+        }
         if loss_only and labels is not None:
-            return CausalLMOutputWithPast(
-                loss=self.linear_loss(
-                    outputs.last_hidden_state[:, :-1],
-                    self.lm_head.weight,
-                    labels[:, 1:],
-                    kwargs.get("num_items_in_batch"),
-                ),
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
+            hidden_states, targets = outputs.last_hidden_state, kwargs.get("shift_labels")
+            if targets is None:
+                hidden_states, targets = hidden_states[:, :-1], labels[:, 1:]
+            loss = self.linear_loss(
+                hidden_states, self.lm_head.weight, targets, kwargs.get("num_items_in_batch")
             )
+            return CausalLMOutputWithPast(loss=loss, **passed_on)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])  # (B, T or kept, V)
         loss = None
@@ -472,13 +554,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
         # The context is no length that anybody asked for: no clash, to be warned of, with `max_new_tokens`.

@@ -37,7 +37,7 @@ def matmul_attention_forward(
     and softmax, which sums in float32, reads and writes the type of the query: two passes over the scores.
     """
     B, H, T, D = query.shape
-    if attention_mask is not None or key.shape[2] != T:
+    if attention_mask is not None or key.shape[2] != T or kwargs.get("is_causal") is False:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

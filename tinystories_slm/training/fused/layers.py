@@ -66,13 +66,18 @@ def _computed(x: Tensor) -> tuple[Tensor, Kernels | None]:
     return x, load_kernels(x.dtype) if x.dtype in (torch.float32, torch.bfloat16) else None
 
 
+# Arguments of a layer that do not change what `Block` computes, beside the rotary angles, which it reads. Any
+# other (a mask, a cache, packed lengths, `is_causal`) needs the unfused layer.
+_WITHOUT_EFFECT = {"position_embeddings", "position_ids", "use_cache", "num_items_in_batch", "shift_labels"}
+
+
 class FusedDecoderLayer(TinyStoriesDecoderLayer):
     """A block as `Block` computes it."""
 
     def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
         x, kernels = _computed(hidden_states)
-        whole = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
-        if not (kernels and whole and self.training):
+        plain = all(value is None for name, value in kwargs.items() if name not in _WITHOUT_EFFECT)
+        if not (kernels and plain and self.training):
             return super().forward(hidden_states, **kwargs)
         config, attention = self.self_attn.config, self.self_attn
         architecture = Architecture(
