@@ -75,9 +75,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def teller(tokenizer) -> TinyStoriesForCausalLM:
-    """An untrained model of that vocabulary, that tells something."""
+def model_with_tokenizer(tokenizer) -> TinyStoriesForCausalLM:
+    """An untrained model of that vocabulary, whose text is not uniform."""
     return tiny_model(vocab_size=len(tokenizer), scale=4.0)
+
+
+def ignore_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make our model drop the key-value cache, as one does that does not know the name it is passed by."""
+    forward = TinyStoriesForCausalLM.forward
+
+    def forgetful(self, *args, cache=None, past_key_values=None, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(TinyStoriesForCausalLM, "forward", forgetful)
 
 
 def run_script(

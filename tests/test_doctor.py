@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import re
@@ -5,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, ignore_the_cache, run_script
 
 from tinystories_slm import doctor
 from tinystories_slm.cli import doorway
@@ -13,6 +14,8 @@ from tinystories_slm.config import RunConfig, parse_config, save_config
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.doctor import arithmetic, checkup, machine, needs, trial
 from tinystories_slm.doctor.finding import Finding, examine
+from tinystories_slm.doctor.model_check import ModelDoctorArgs
+from tinystories_slm.model_folder import save_model_folder
 
 CPU = torch.device("cpu")
 
@@ -68,6 +71,46 @@ def test_problems_are_counted(capsys, monkeypatch):
         doctor.doctor(args)
     assert ended.value.code == 1
     assert capsys.readouterr().out == f"PROBLEM  disk           full\n{' ' * 23} -> make room\n1 problem\n"
+
+
+@pytest.fixture
+def model_folder(tmp_path, tokenizer, model_with_tokenizer):
+    return save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
+
+
+def test_a_model_is_examined_instead_of_a_configuration(model_folder, tmp_path, capsys):
+    output = tmp_path / "findings.json"
+    assert doctor.doctor_args(["--model", "x"]) is doctor.doctor_args(["--model=x"]) is ModelDoctorArgs
+    assert doctor.doctor_args(["--model.dropout=0.1", "--config=a.yaml"]) is doctor.DoctorArgs
+    doctor.doctor(ModelDoctorArgs(model=str(model_folder), output=output))
+
+    printed = capsys.readouterr().out
+    assert re.search(r"ok +generation +with and without the cache, logits differ by \S+e-0[678] ", printed)
+    assert re.search(r"ok +forward pass +loss \d+\.\d+ nats per token", printed)
+    assert re.search(r"ok +weights +TinyStoriesForCausalLM, [\d,]+ parameters, context of 48", printed)
+    assert printed.splitlines()[-1] == "0 problems"
+    assert json.loads(output.read_text())["problems"] == 0
+
+
+def test_a_model_whose_cache_is_ignored_is_a_problem(model_folder, monkeypatch, capsys):
+    ignore_the_cache(monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        doctor.doctor(ModelDoctorArgs(model=str(model_folder)))
+    assert ended.value.code == 1
+    assert re.search(
+        r"PROBLEM +generation .*does not compute what the model computes", capsys.readouterr().out
+    )
+
+
+def test_weights_that_are_not_finite_are_a_problem(tmp_path, tokenizer, model_with_tokenizer, capsys):
+    model = copy.deepcopy(model_with_tokenizer)
+    model.model.norm.weight.data[3] = float("nan")
+    save_model_folder(model, tokenizer, tmp_path / "best")
+    with pytest.raises(SystemExit):
+        doctor.doctor(ModelDoctorArgs(model=str(tmp_path / "best")))
+    printed = capsys.readouterr().out
+    assert "1 of the weights hold NaN or infinity, first model.norm.weight" in printed
+    assert re.search(r"PROBLEM +forward pass +loss nan", printed)
 
 
 def test_a_check_that_breaks_off_is_a_problem_and_the_others_go_on(tmp_path, monkeypatch, speeds):

@@ -12,11 +12,11 @@ from tinystories_slm.errors import InputError
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
 
 
-def test_the_model_folder_replaces_itself_whole(teller, tokenizer, tmp_path):
+def test_the_model_folder_replaces_itself_whole(model_with_tokenizer, tokenizer, tmp_path):
     folder = tmp_path / "best"
     (folder / "leftover").mkdir(parents=True)
-    save_model_folder(teller, tokenizer, folder)
-    save_model_folder(teller, tokenizer, folder)
+    save_model_folder(model_with_tokenizer, tokenizer, folder)
+    save_model_folder(model_with_tokenizer, tokenizer, folder)
 
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
@@ -32,12 +32,12 @@ def test_the_model_folder_replaces_itself_whole(teller, tokenizer, tmp_path):
     assert generation["eos_token_id"] == 0 and "max_new_tokens" not in generation
     model, again = load_model_folder(str(folder))
     ids = torch.tensor([[1, 2, 3]])
-    assert torch.equal(model(ids).logits, teller(ids).logits)
+    assert torch.equal(model(ids).logits, model_with_tokenizer(ids).logits)
     assert again("Once upon").input_ids == tokenizer("Once upon").input_ids
 
 
-def test_a_damaged_model_folder_is_one_line(teller, tokenizer, tmp_path):
-    folder = save_model_folder(teller, tokenizer, tmp_path / "best")
+def test_a_damaged_model_folder_is_one_line(model_with_tokenizer, tokenizer, tmp_path):
+    folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
     config = (folder / "config.json").read_text()
     for name, content in [
         ("config.json", config.replace('"hidden_size": 32', '"hidden_size": 33').encode()),
@@ -53,8 +53,8 @@ def test_a_damaged_model_folder_is_one_line(teller, tokenizer, tmp_path):
         (folder / name).write_bytes(kept)
 
 
-def test_the_folder_opens_where_this_package_is_not_installed(teller, tokenizer, tmp_path):
-    folder = save_model_folder(teller, tokenizer, tmp_path / "best")
+def test_the_folder_opens_where_this_package_is_not_installed(model_with_tokenizer, tokenizer, tmp_path):
+    folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
     code = """
 import sys
 class NotInstalled:
@@ -85,4 +85,4 @@ print(model(ids.input_ids).logits.double().sum().item())
     told, logits_sum = done.stdout.strip().rsplit("\n", 1)
     assert told.startswith("The fox")
     ids = torch.tensor([tokenizer("The fox").input_ids])
-    assert float(logits_sum) == teller(ids).logits.double().sum().item()
+    assert float(logits_sum) == model_with_tokenizer(ids).logits.double().sum().item()

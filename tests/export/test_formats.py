@@ -2,7 +2,7 @@ import json
 import sys
 
 import pytest
-from conftest import run_script
+from conftest import ignore_the_cache, run_script
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinystories_slm.errors import InputError
@@ -72,6 +72,15 @@ def test_one_bit_or_another_story_is_not_equal():
     for bad in ({"max_difference": 1e-9}, {"same_text": False}, {"max_difference": float("nan")}):
         with pytest.raises(ExportError, match="nothing was written"):
             require_equal(Check(**{"name": "native", "max_difference": 0.0, "same_text": True} | bad))
+
+
+def test_a_model_that_ignores_its_cache_is_not_exported(best, tmp_path, monkeypatch):
+    ignore_the_cache(monkeypatch)
+    with pytest.raises(
+        ExportError, match=r"custom, float32: generation with the cache differs .* nothing was"
+    ):
+        export(ExportArgs(model=str(best("modern")), format="custom", output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(best, tmp_path, monkeypatch):

@@ -69,18 +69,24 @@ def test_a_story_ends_at_any_of_its_end_tokens_and_leaves_its_place(model, way, 
 
 
 @pytest.mark.parametrize("way", ["plain", *WAYS])
-def test_a_seed_tells_the_same_by_every_loop_alone_beside_others_and_streamed(teller, tokenizer, way):
+def test_a_seed_tells_the_same_by_every_loop_alone_beside_others_and_streamed(
+    model_with_tokenizer, tokenizer, way
+):
     sampling = Sampling(max_new_tokens=40, top_k=30, min_p=0.001, repetition_penalty=1.3)
     texts = ["Once upon a time", "The fox", "", "The fox", "Once upon a time there was a fox. The fox", "A"]
-    beginnings = begin(teller, tokenizer, texts, [3, 4, 5, 6, 3, 3], sampling)
-    expected = list(tell_stories(teller, tokenizer, beginnings, sampling, batch_size=1, decoding="plain"))
+    beginnings = begin(model_with_tokenizer, tokenizer, texts, [3, 4, 5, 6, 3, 3], sampling)
+    expected = list(
+        tell_stories(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=1, decoding="plain")
+    )
     assert len({story.text for story in expected}) == 6
 
     for batch_size in (1, 2, 6):
-        stories = tell_stories(teller, tokenizer, beginnings, sampling, batch_size=batch_size, decoding=way)
+        stories = tell_stories(
+            model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=batch_size, decoding=way
+        )
         assert list(stories) == expected
     for beginning, story in zip(beginnings, expected, strict=True):
-        stream = StoryStream(teller, tokenizer, beginning, sampling, decoding=way)
+        stream = StoryStream(model_with_tokenizer, tokenizer, beginning, sampling, decoding=way)
         assert ("".join(stream), stream.story) == (story.text, story)
 
 
@@ -160,15 +166,15 @@ def test_only_what_we_know_is_decoded_by_us(monkeypatch):
 
 @pytest.mark.parametrize("compiler", ["absent", "false"])
 def test_without_a_compiler_that_works_torch_decodes(
-    teller, tokenizer, compiler, monkeypatch, tmp_path, caplog
+    model_with_tokenizer, tokenizer, compiler, monkeypatch, tmp_path, caplog
 ):
-    expected = generate_stories(teller, tokenizer, ["Once"], seed=0)
+    expected = generate_stories(model_with_tokenizer, tokenizer, ["Once"], seed=0)
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernels.load_kernels.cache_clear()
     try:
-        assert choose_decoding(teller) == ("torch", "no C compiler that does it")
-        assert generate_stories(teller, tokenizer, ["Once"], seed=0) == expected
+        assert choose_decoding(model_with_tokenizer) == ("torch", "no C compiler that does it")
+        assert generate_stories(model_with_tokenizer, tokenizer, ["Once"], seed=0) == expected
     finally:
         kernels.load_kernels.cache_clear()
     assert "left to torch" in caplog.text and caplog.text.count("\n") == 1

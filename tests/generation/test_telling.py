@@ -8,35 +8,37 @@ from tinystories_slm.generation import Sampling, StoryStream, begin, generate_st
 EOS = "<|endoftext|>"
 
 
-def test_a_seed_makes_stories_exact_and_leaves_the_callers_randomness_alone(teller, tokenizer):
+def test_a_seed_makes_stories_exact_and_leaves_the_callers_randomness_alone(model_with_tokenizer, tokenizer):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = generate_stories(teller, tokenizer, ["Once"] * 3, seed=5)
+    first = generate_stories(model_with_tokenizer, tokenizer, ["Once"] * 3, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
 
     torch.manual_seed(2)
-    assert first == generate_stories(teller, tokenizer, ["Once"] * 3, seed=5)
-    assert first != generate_stories(teller, tokenizer, ["Once"] * 3, seed=6)
+    assert first == generate_stories(model_with_tokenizer, tokenizer, ["Once"] * 3, seed=5)
+    assert first != generate_stories(model_with_tokenizer, tokenizer, ["Once"] * 3, seed=6)
     assert len(set(first)) == 3
     assert all(story.startswith("Once") for story in first)
 
 
-def test_prompts_of_different_length_in_one_batch_are_told_as_if_alone(teller, tokenizer):
+def test_prompts_of_different_length_in_one_batch_are_told_as_if_alone(model_with_tokenizer, tokenizer):
     prompts = ["Once upon a time", "The fox", ""]
     settings = {"temperature": 0.0, "max_new_tokens": 20}
-    together = generate_stories(teller, tokenizer, prompts, **settings)
+    together = generate_stories(model_with_tokenizer, tokenizer, prompts, **settings)
 
-    assert together == [generate_stories(teller, tokenizer, [p], **settings)[0] for p in prompts]
+    assert together == [
+        generate_stories(model_with_tokenizer, tokenizer, [p], **settings)[0] for p in prompts
+    ]
 
 
-def test_a_story_never_outgrows_the_context(teller, tokenizer):
+def test_a_story_never_outgrows_the_context(model_with_tokenizer, tokenizer):
     calls = []
-    hook = teller.register_forward_hook(lambda *_: calls.append(1))
-    generate_stories(teller, tokenizer, ["Once"], max_new_tokens=1000, temperature=0.0)
+    hook = model_with_tokenizer.register_forward_hook(lambda *_: calls.append(1))
+    generate_stories(model_with_tokenizer, tokenizer, ["Once"], max_new_tokens=1000, temperature=0.0)
     hook.remove()
     assert len(calls) == 48 - len([EOS, *tokenizer("Once").input_ids])  # one token each, none ended it
     with pytest.raises(InputError, match=r"prompt is \d+ tokens long and the model's context is 48"):
-        generate_stories(teller, tokenizer, ["fox " * 60])
+        generate_stories(model_with_tokenizer, tokenizer, ["fox " * 60])
 
 
 def test_it_stops_at_the_end_of_text(tokenizer):
@@ -65,53 +67,62 @@ def test_it_stops_at_the_end_of_text(tokenizer):
         ({"repetition_penalty": float("nan")}, r"repetition_penalty \(nan\)"),
     ],
 )
-def test_settings_out_of_range_are_refused(teller, tokenizer, setting, message):
+def test_settings_out_of_range_are_refused(model_with_tokenizer, tokenizer, setting, message):
     with pytest.raises(InputError, match=message):
-        generate_stories(teller, tokenizer, ["Once"], **setting)
+        generate_stories(model_with_tokenizer, tokenizer, ["Once"], **setting)
 
 
-def test_top_k_and_top_p_narrow_the_choice(teller, tokenizer):
-    greedy = generate_stories(teller, tokenizer, ["Once"], temperature=0.0)
-    assert generate_stories(teller, tokenizer, ["Once"], temperature=2.0, top_k=1, seed=3) == greedy
+def test_top_k_and_top_p_narrow_the_choice(model_with_tokenizer, tokenizer):
+    greedy = generate_stories(model_with_tokenizer, tokenizer, ["Once"], temperature=0.0)
     assert (
-        generate_stories(teller, tokenizer, ["Once"], temperature=2.0, top_k=0, top_p=1e-6, seed=3) == greedy
+        generate_stories(model_with_tokenizer, tokenizer, ["Once"], temperature=2.0, top_k=1, seed=3)
+        == greedy
     )
     assert (
-        generate_stories(teller, tokenizer, ["Once"], temperature=2.0, top_k=0, top_p=1.0, seed=3) != greedy
+        generate_stories(
+            model_with_tokenizer, tokenizer, ["Once"], temperature=2.0, top_k=0, top_p=1e-6, seed=3
+        )
+        == greedy
+    )
+    assert (
+        generate_stories(
+            model_with_tokenizer, tokenizer, ["Once"], temperature=2.0, top_k=0, top_p=1.0, seed=3
+        )
+        != greedy
     )
 
 
-def told(teller, tokenizer, beginnings, sampling, batch_size):
-    return list(tell_stories(teller, tokenizer, beginnings, sampling, batch_size=batch_size))
+def told(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size):
+    return list(tell_stories(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=batch_size))
 
 
-def test_a_story_is_the_same_alone_in_any_batch_and_streamed(teller, tokenizer):
+def test_a_story_is_the_same_alone_in_any_batch_and_streamed(model_with_tokenizer, tokenizer):
     sampling = Sampling(max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.3)
     prompts = ["Once upon a time", "The fox", "", "The fox", "Once upon a time there was a fox. The fox", "A"]
-    beginnings = begin(teller, tokenizer, prompts, [3, 4, 5, 6, 3, 3], sampling)
-    stories = told(teller, tokenizer, beginnings, sampling, batch_size=6)
+    beginnings = begin(model_with_tokenizer, tokenizer, prompts, [3, 4, 5, 6, 3, 3], sampling)
+    stories = told(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=6)
 
     assert [story.prompt for story in stories] == prompts
     assert len({story.text for story in stories}) == 6
-    assert stories == told(teller, tokenizer, beginnings, sampling, batch_size=1)
-    assert stories == told(teller, tokenizer, beginnings[::-1], sampling, batch_size=4)[::-1]
+    assert stories == told(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=1)
+    assert stories == told(model_with_tokenizer, tokenizer, beginnings[::-1], sampling, batch_size=4)[::-1]
     for beginning, story in zip(beginnings, stories, strict=True):
         assert len(beginning.token_ids) + beginning.budget <= 48
-        stream = StoryStream(teller, tokenizer, beginning, sampling)
+        stream = StoryStream(model_with_tokenizer, tokenizer, beginning, sampling)
         assert ("".join(stream), stream.story) == (story.text, story)
-    with_neighbours = generate_stories(teller, tokenizer, ["A", "The fox", "The fox"], seed=9)
-    assert with_neighbours[1:] == generate_stories(teller, tokenizer, ["The fox"] * 2, seed=10)
+    with_neighbours = generate_stories(model_with_tokenizer, tokenizer, ["A", "The fox", "The fox"], seed=9)
+    assert with_neighbours[1:] == generate_stories(model_with_tokenizer, tokenizer, ["The fox"] * 2, seed=10)
 
 
-def test_a_long_neighbour_shortens_nobodys_story(teller, tokenizer):
+def test_a_long_neighbour_shortens_nobodys_story(model_with_tokenizer, tokenizer):
     sampling = Sampling(max_new_tokens=1000, temperature=0.0)
     prompts = ["fox " * 10, "The fox", "The fox"]
     sizes = []
-    hook = teller.register_forward_pre_hook(
+    hook = model_with_tokenizer.register_forward_pre_hook(
         lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    beginnings = begin(teller, tokenizer, prompts, [0, 1, 2], sampling)
-    stories = told(teller, tokenizer, beginnings, sampling, batch_size=3)
+    beginnings = begin(model_with_tokenizer, tokenizer, prompts, [0, 1, 2], sampling)
+    stories = told(model_with_tokenizer, tokenizer, beginnings, sampling, batch_size=3)
     hook.remove()
 
     for beginning, story in zip(beginnings, stories, strict=True):
@@ -199,12 +210,14 @@ def test_a_listener_who_leaves_stops_the_model(tokenizer):
     assert model.lm_head.said < 5000
 
 
-def test_an_error_in_the_middle_comes_out_where_the_pieces_are_read(teller, tokenizer, monkeypatch):
-    [beginning] = begin(teller, tokenizer, ["The fox"], [0], Sampling())
+def test_an_error_in_the_middle_comes_out_where_the_pieces_are_read(
+    model_with_tokenizer, tokenizer, monkeypatch
+):
+    [beginning] = begin(model_with_tokenizer, tokenizer, ["The fox"], [0], Sampling())
 
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(teller, "generate", fail)
+    monkeypatch.setattr(model_with_tokenizer, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(StoryStream(teller, tokenizer, beginning, Sampling()))
+        list(StoryStream(model_with_tokenizer, tokenizer, beginning, Sampling()))

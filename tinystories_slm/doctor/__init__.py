@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,25 +10,33 @@ from pathlib import Path
 from tinystories_slm.config import RunConfig
 from tinystories_slm.doctor import arithmetic, machine, needs, trial
 from tinystories_slm.doctor.finding import Check, Finding, examine
+from tinystories_slm.doctor.model_check import ModelDoctorArgs, check_model
 
-__all__ = ["DoctorArgs", "Finding", "checkup", "doctor"]
+__all__ = ["DoctorArgs", "Finding", "ModelDoctorArgs", "checkup", "doctor", "doctor_args"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArgs(RunConfig):
     """A configuration to examine on this machine; nothing is trained, downloaded or written.
 
-    The exit code is 0 without problems, 1 with problems, 2 for a configuration that cannot be right.
+    With `--model M` (a folder or Hub id) and no configuration, the model is examined instead. The exit code
+    is 0 without problems, 1 with problems, 2 for a configuration that cannot be right.
     """
 
     output: Path | None = None
     """File for the findings as JSON; null for none."""
 
 
-def doctor(args: DoctorArgs) -> None:
+def doctor_args(argv: Sequence[str]) -> type[DoctorArgs] | type[ModelDoctorArgs]:
+    """The options that a command line is for: `--model M` names a model, `--model.lr` belongs to a run."""
+    names_model = any(arg == "--model" or arg.startswith("--model=") for arg in argv)
+    return ModelDoctorArgs if names_model else DoctorArgs
+
+
+def doctor(args: DoctorArgs | ModelDoctorArgs) -> None:
     """Print every finding as soon as it is made, then their number; exit with 1 if there are problems."""
     findings = []
-    for finding in checkup(args):
+    for finding in check_model(args) if isinstance(args, ModelDoctorArgs) else checkup(args):
         print(finding, flush=True)
         findings.append(finding)
     num_problems = sum(finding.verdict == "PROBLEM" for finding in findings)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinystories_slm.generation.cache_check import cache_error, max_cache_error
+
 PROMPT = "Once upon a time"
 TEXTS = (
     PROMPT,
@@ -31,6 +33,10 @@ class Check:
     """The largest absolute difference of two logits."""
     same_text: bool
     """Whether the likeliest token each time tells the same story."""
+    cache_error: float = 0.0
+    """How far generation through the cache is from one forward pass, relative to the largest logit."""
+    max_cache_error: float = 0.0
+    """The largest `cache_error` that rounding in the model's type explains."""
     file: str | None = None
     """The file that was loaded, where an export holds several forms of the weights."""
     agreement: float | None = None
@@ -96,15 +102,28 @@ def compare(
     difference = (logits[0] - logits[1]).abs().max().item()
     start = story_start(tokenizer)
     same_text = greedy_ids(ours, start, ids.shape[1]) == greedy_ids(theirs, start, ids.shape[1])
-    return Check(name=name, max_difference=difference, same_text=same_text)
+    return Check(
+        name=name,
+        max_difference=difference,
+        same_text=same_text,
+        cache_error=cache_error(theirs, start),
+        max_cache_error=max_cache_error(theirs.dtype),
+    )
 
 
 def require_equal(check: Check) -> Check:
     """`check` itself, where not a bit differs.
 
     Raises:
-        ExportError: a logit or a token of the greedy story differs.
+        ExportError: a logit or a token of the greedy story differs, or generation through the cache
+            differs from the model's own forward pass.
     """
+    if not check.cache_error <= check.max_cache_error:
+        raise ExportError(
+            f"{check.name}: generation with the cache differs from one forward pass by "
+            f"{check.cache_error:.3g} of the largest logit (at most {check.max_cache_error}), so nothing was "
+            "written; install another version of transformers, or report this"
+        )
     if check.max_difference != 0.0 or not check.same_text:
         raise ExportError(f"{check}; both have to be equal, so nothing was written")
     return check

@@ -106,7 +106,7 @@ def begin(
     context = context_length(model)
     beginnings = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        ids = _token_ids(model, tokenizer, prompt)
+        ids = prompt_token_ids(model, tokenizer, prompt)
         room = sampling.max_new_tokens if context is None else context - len(ids)
         if room < 1:
             start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
@@ -287,7 +287,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def prompt_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """The prompt's ids as a text of this model begins, never empty.
 
     Stories of our training follow the end token. Of other models a tokenizer knows best and adds what they

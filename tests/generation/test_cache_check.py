@@ -1,0 +1,35 @@
+"""Generation with the cache against one forward pass."""
+
+import copy
+
+import pytest
+import torch
+from conftest import ignore_the_cache, tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tinystories_slm.generation.cache_check import cache_error, max_cache_error
+
+PROMPT = [0, 5, 6, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_stays_within_the_bound(model, dtype):
+    assert cache_error(copy.deepcopy(model).to(dtype), PROMPT) <= max_cache_error(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_ignored_cache_exceeds_the_bound(model, dtype, monkeypatch):
+    ignore_the_cache(monkeypatch)
+    assert cache_error(model.to(dtype), PROMPT) > 2 * max_cache_error(dtype)
+
+
+def test_not_a_number_is_not_within_the_bound():
+    model = tiny_model()
+    model.lm_head.weight.data[:] = float("nan")
+    assert not cache_error(model, PROMPT) <= max_cache_error(torch.float32)
+
+
+def test_a_model_of_transformers_and_a_nearly_full_context():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=6, n_embd=16, n_layer=1, n_head=2)).eval()
+    assert cache_error(model, PROMPT) <= 1e-5
