@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from hub.loopback import Fault, File
 from huggingface_hub import HfApi
 
@@ -292,3 +293,40 @@ def test_a_run_without_a_whole_model_is_refused(hub, whole_run):
     with pytest.raises(InputError, match=r"lacks tokenizer\.json"):
         push(args_of(whole_run))
     assert hub.requests == []
+
+
+def test_code_only_renews_the_code_files_and_nothing_else(hub, whole_run, capsys):
+    for name in CODE:
+        (whole_run / "best" / name).write_text("# code of an earlier version\n")
+    push(args_of(whole_run, format="custom,native"))
+    repository = hub.repositories[REPO]
+    before = repository.head.files
+    capsys.readouterr()
+    commit = push(PushArgs(repo_id=REPO, code_only=True))
+
+    after = repository.head.files
+    assert repository.head.oid == commit and len(repository.commits) == 3
+    assert {name for name in after if after[name].data != before[name].data} == CODE
+    assert set(after) == set(before)
+    for name in CODE:
+        assert after[name].data == (ROOT / "tinystories_slm" / "model" / name).read_bytes()
+    assert "new or changed: 2 of 2 files" in capsys.readouterr().out
+    assert push(PushArgs(repo_id=REPO, code_only=True, revision="v2")) == commit
+    assert repository.tags == {"v2": commit}
+
+
+def test_code_only_needs_a_repository_with_our_code(hub, whole_run):
+    with pytest.raises(InputError, match="no such user, organization or repository"):
+        push(PushArgs(repo_id=REPO, code_only=True))
+    push(args_of(whole_run, format="native"))
+    with pytest.raises(InputError, match=r"code_only: tester/tales has no configuration_tinystories\.py"):
+        push(PushArgs(repo_id=REPO, code_only=True))
+    assert len(hub.repositories[REPO].commits) == 2
+
+
+def test_options_without_effect_on_code_only_are_rejected(whole_run):
+    for options in ({"run": whole_run}, {"private": True}, {"license": "mit"}, {"format": "native"}):
+        with pytest.raises(InputError, match=r"has no effect with code_only"):
+            PushArgs(repo_id=REPO, code_only=True, **options)
+    with pytest.raises(InputError, match="run is missing"):
+        PushArgs(repo_id=REPO)

@@ -23,6 +23,9 @@ DATA_LICENSES = {
     "roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)",
     BUILTIN: "MIT, as the package that tells them",
 }
+TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
+"""Versions of transformers that the tests run the model's code with: the lowest that setup.cfg allows, the
+last with the cache's earlier name, and the newest (constraints.txt)."""
 _NUM_STORIES = 3
 _METRICS = {
     "loss": "nats per token",
@@ -75,6 +78,7 @@ def render_card(record: Record, publication: Publication) -> str:
         "name": escaped(name),
         "protocol": escaped(record.evaluation.get("protocol", PROTOCOL)),
         "kit": _kit(record),
+        "tested_transformers": ", ".join(TESTED_TRANSFORMERS),
         "recipe": _recipe(record),
         "figures": _figures(record.evaluation),
         "stories": [_story(line) for line in record.stories if "story" in line][:_NUM_STORIES],

@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from tinystories_slm.errors import InputError
-from tinystories_slm.hub.staging import stage
+from tinystories_slm.hub.staging import CODE_FILES, stage, stage_code
 
 FORMATS = ("custom", "native")
 
@@ -28,8 +28,8 @@ FORMATS = ("custom", "native")
 class PushArgs:
     """Publish a run on the Hugging Face Hub as one commit, with the token of `hf auth login` or HF_TOKEN."""
 
-    run: Path
-    """Run folder; its best/ is the model."""
+    run: Path | None = None
+    """Run folder; its best/ is the model. Required, except with `code_only`."""
     repo_id: str
     """USER/NAME of the repository, which is made if there is none."""
     private: bool = False
@@ -41,6 +41,9 @@ class PushArgs:
     """Tag to put on the commit (`v1`); a tag that is there already is never moved."""
     license: str | None = None
     """Of the model, as the Hub spells it (`mit`); null states none."""
+    code_only: bool = False
+    """Renew the model's code files in a repository that a push made, in one commit, and nothing else:
+    weights, card and record stay. For models whose code is older than the transformers of their readers."""
     dry_run: bool = False
     """List every file with its size and stop; nothing is asked of the Hub."""
 
@@ -54,6 +57,14 @@ class PushArgs:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise InputError(f"format ({self.format}) must be custom, native or custom,native")
+        if self.run is None and not self.code_only:
+            raise InputError("run is missing; write --run RUN, a run folder")
+        if self.code_only:
+            for name in ("run", "private", "format", "license"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise InputError(
+                        f"{name} ({getattr(self, name)}) has no effect with code_only; leave one of them out"
+                    )
         if self.revision is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.revision):
             raise InputError(f"revision ({self.revision}) cannot be a tag; try v1")
 
@@ -74,7 +85,10 @@ def push(args: PushArgs) -> str | None:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = stage(args.run, folder, repo_id=args.repo_id, formats=args.formats, license=args.license)
+        if args.code_only:
+            files = stage_code(folder)
+        else:
+            files = stage(args.run, folder, repo_id=args.repo_id, formats=args.formats, license=args.license)
         if args.dry_run:
             print(_listing(folder, files))
             print(f"{len(files)} files would be one commit in {args.repo_id}; nothing was sent")
@@ -87,7 +101,11 @@ def push(args: PushArgs) -> str | None:
 
 def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
     api = HfApi(library_name="tinystories_slm")
-    head = _head(api, args)
+    if args.code_only:
+        head, message = _head_with_code(api, args.repo_id), "Model code"
+    else:
+        head = _head(api, args)
+        message = f"Model, card and record of the run {args.run.resolve().name}"
     changed = _changed(api, args.repo_id, head, folder, files)
     tagged = _tagged_commit(api, args, head if not changed else None)
     commit = head
@@ -95,7 +113,7 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
         commit = api.create_commit(
             args.repo_id,
             [CommitOperationAdd(path.as_posix(), folder / path) for path in files],
-            commit_message=f"Model, card and record of the run {args.run.resolve().name}",
+            commit_message=message,
             parent_commit=head,  # refused if somebody else committed since we compared
         ).oid
         if left_out := _changed(api, args.repo_id, commit, folder, files):
@@ -114,6 +132,22 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
         + (f", tag {args.revision}" if args.revision else "")
     )
     return commit
+
+
+def _head_with_code(api: HfApi, repo_id: str) -> str:
+    """Return the newest commit of a repository that holds this project's code.
+
+    Raises:
+        InputError: the repository has no code of ours to renew.
+    """
+    info = api.model_info(repo_id)
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    if missing := [name for name in CODE_FILES if name not in files]:
+        raise InputError(
+            f"code_only: {repo_id} has no {missing[0]}, so it holds no model with this project's code; push "
+            "a run with --format custom"
+        )
+    return info.sha
 
 
 def _head(api: HfApi, args: PushArgs) -> str:

@@ -16,10 +16,11 @@ from tinystories_slm.errors import InputError
 from tinystories_slm.export import ExportArgs, export
 from tinystories_slm.hub.card import Publication, render_card
 from tinystories_slm.hub.record import Record
+from tinystories_slm.model import configuration_tinystories
 
 _REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _MODEL = (*_REQUIRED, "generation_config.json", "chat_template.jinja")
-_CODE = ("configuration_tinystories.py", "modeling_tinystories.py")
+CODE_FILES = ("configuration_tinystories.py", "modeling_tinystories.py")
 _NATIVE = (*_MODEL, "export.json")
 _RECORD = ("loss.png", "metrics.jsonl", "samples.md")
 """Of the run folder, as they are; what else goes to run/ is written anew, cleaned of paths."""
@@ -27,7 +28,7 @@ _RECORD = ("loss.png", "metrics.jsonl", "samples.md")
 FILES = (
     "README.md",
     *_MODEL,
-    *_CODE,
+    *CODE_FILES,
     "export.json",
     *(f"native/{name}" for name in _NATIVE),
     *(f"run/{name}" for name in _RECORD),
@@ -55,7 +56,7 @@ def stage(
     custom = "custom" in formats
     native = None if "native" not in formats else folder / "native" if custom else folder
     if custom:
-        _copy(best, folder, (*_MODEL, *_CODE), required=(*_REQUIRED, *_CODE))
+        _copy(best, folder, (*_MODEL, *CODE_FILES), required=(*_REQUIRED, *CODE_FILES))
     if native:
         made = folder / ".native"
         with contextlib.redirect_stdout(io.StringIO()):  # its table of files, in a folder that goes away
@@ -75,6 +76,16 @@ def stage(
     files = [Path(name) for name in sorted(FILES) if (folder / name).is_file()]
     _refuse_private(folder, files, run_dir)
     return files
+
+
+def stage_code(folder: Path) -> list[Path]:
+    """Fill the empty `folder` with the model's code files, as the installed package has them.
+
+    Returns:
+        The files, each relative to `folder`.
+    """
+    _copy(Path(configuration_tinystories.__file__).parent, folder, CODE_FILES, required=CODE_FILES)
+    return [Path(name) for name in CODE_FILES]
 
 
 def _copy(source: Path, folder: Path, names: Iterable[str], *, required: Iterable[str] = ()) -> None:
