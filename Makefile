@@ -1,17 +1,20 @@
-# make story   train a small model on the built-in corpus and read the story it writes
-# make test    run the tests          make lint    check style and layers
-# make test-lowest    the tests that depend on other libraries, on the lowest versions that setup.cfg allows
-# make common-suite   hold the model against transformers' own tests, fetched from the package index
+# make story          train a small model on the built-in corpus and generate a story
+# make test           run all tests
+# make lint           check style and import rules
+# make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
+# make common-suite   run transformers' own tests on our models; they are fetched from the package index
+# make reliability    run the fault tests and write the table of docs/reliability.md
+# make browser        install chromium and npm for the tests of the browser page
 PYTHON ?= python3
 DATA ?= builtin
 
 BIN := .venv/bin
-# Its last part, blanks and all.
+# The last part of DATA, including blanks.
 name := $(shell basename '$(DATA)')
-# The built-in corpus has its folders in configs/quickstart.yaml; any other source gets its own.
+# configs/quickstart.yaml has the folders of the built-in corpus; another source gets separate folders.
 source := $(if $(filter-out builtin,$(DATA)),'--data.source=$(DATA)' '--data.data_dir=data/$(name)' '--output_dir=runs/$(name)')
 
-# The sources of both ends of transformers' range, as its wheel has no tests.
+# Source archives of the newest and lowest transformers: the wheel contains no tests.
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
@@ -20,7 +23,7 @@ lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
 
-# A file a process, one process a core: most of a test's time is a program that starts.
+# One process per core, one file at a time: most of a test's time is the start of a program.
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -35,12 +38,12 @@ transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 	tar -xzf .cache/transformers-$*.tar.gz -C .cache transformers-$*/tests
 	@touch $@
 
-# What depends on other libraries' versions, on the lowest that setup.cfg allows.
+# Tests that depend on other libraries, on the lowest versions that setup.cfg allows.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest -n auto --dist loadfile tests/model tests/generation tests/hub tests/export \
 		tests/test_private_names.py tests/test_smoke.py
 
-# Its own packages come first, then those of .venv (torch, pytest), then this checkout.
+# Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg
 	$(PYTHON) -m venv --clear --without-pip .venv-lowest
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra lowest setup.cfg --no-annotate --no-header \
@@ -55,8 +58,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
-# The table of docs/reliability.md, from the tests that make each fault happen.
+# Write the table of docs/reliability.md from the tests that cause each fault.
 reliability: .venv/installed-dev
 	$(BIN)/python -m pytest tests/training --reliability docs/reliability.md
 
@@ -65,11 +69,11 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'error: Python 3.11 or newer is needed; name one: make story PYTHON=python3.12' >&2; exit 2; }
+		{ echo 'error: PYTHON ($(PYTHON)): must be Python 3.11 or newer; use make story PYTHON=python3.12' >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python setup.cfg pyproject.toml constraints.txt
-	@echo 'installing the package and its pinned dependencies (once, some minutes)'
+	@echo 'installing the package and its pinned dependencies (once; takes minutes)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
@@ -77,16 +81,16 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# What the tests of the browser page need, for root where there is apt-get. Without it they are skipped, and
-# say so.
+# Programs for the tests of the browser page. Installation needs root and apt-get; without the programs these
+# tests are skipped with a reason.
 .PHONY: browser
 browser:
 	@missing=$$(for program in chromium npm; do command -v $$program >/dev/null || echo $$program; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "not installed, and only root with apt-get is served here:" $$missing; exit 0; \
+		echo "cannot install without root and apt-get:" $$missing; exit 0; \
 	fi; \
 	apt-get update -qq; for program in $$missing; do \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$program \
-			|| echo "could not be installed: $$program"; \
+			|| echo "cannot install $$program"; \
 	done

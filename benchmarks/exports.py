@@ -1,10 +1,10 @@
-"""Export models in every form and record how far each is from the model.
+"""Export models in every form and record how far each export is from its model.
 
     python benchmarks/exports.py --model runs/quickstart/best --model runs/9m_cpu/best
 
-Writes benchmarks/results/exports.json and the table in docs/exports.md: per model, form and reader the
-largest difference of a logit, whether 64 greedy tokens are the same, and the size. Rows of llama.cpp and
-of forms whose packages are missing are left out, and named.
+Writes benchmarks/results/exports.json and the table in docs/exports.md. A row has the model, form, reader,
+the largest difference of a logit, whether 64 greedy tokens are the same, and the size. Rows of llama.cpp are
+omitted if it is not installed.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import ROOT, fill_table, machine, markdown_table, versions, write_result
+from harness import ROOT, fill_table, markdown_table, provenance, write_result
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.export import ExportArgs, export
-from tinystories_slm.export.checks import Check, greedy_ids, probe_ids, story_start
+from tinystories_slm.export.checks import EquivalenceCheck, encode_default_prompt, greedy_ids, probe_ids
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder
 
@@ -48,38 +48,35 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = export(ExportArgs(model=name, output=Path(scratch) / "export", **form))
                 checks = [
-                    Check(**check) for check in json.loads((folder / "export.json").read_text())["checks"]
+                    EquivalenceCheck(**check)
+                    for check in json.loads((folder / "export.json").read_text())["checks"]
                 ]
                 if form["format"] == "gguf":
-                    checks = checks[1:]  # the first is against weights that are rounded alike
+                    checks = checks[1:]  # the first compares equally rounded weights
                     if with_llama_cpp:
                         checks.append(llama_cpp_check(model, tokenizer, folder, form["quantization"]))
-                if form["format"] == "onnx":  # which compares the native model it is made of as well
+                if form["format"] == "onnx":  # the others compare its native intermediate
                     checks = [check for check in checks if check.name.startswith("onnx")]
-                rows += [row(name, model, form["format"], folder, check) for check in checks]
-    result = {
-        "command": "python benchmarks/exports.py"
-        + "".join(f" --model runs/{Path(name).parent.name}/best" for name in args.model),
-        "machine": machine(),
-        "versions": versions(PACKAGES),
-        "rows": rows,
-    }
-    write_result("exports", result)
-    fill_table(PAGE, "python benchmarks/exports.py", table(rows))
-    print(table(rows))
+                rows += [make_row(name, model, form["format"], folder, check) for check in checks]
+    write_result("exports", {**provenance(PACKAGES), "rows": rows})
+    table = format_table(rows)
+    fill_table(PAGE, "python benchmarks/exports.py", table)
+    print(table)
     if not with_llama_cpp:
-        print("without llama.cpp: llama_cpp is not installed (docs/exports.md has the command)")
+        print("llama.cpp is omitted: llama_cpp is not installed; docs/exports.md has the command")
 
 
-def row(name: str, model: TinyStoriesForCausalLM, format: str, folder: Path, check: Check) -> dict:
-    """One line of the table; the size is that of the weights' file."""
+def make_row(
+    name: str, model: TinyStoriesForCausalLM, format: str, folder: Path, check: EquivalenceCheck
+) -> dict:
+    """Return one row of the table; the size is that of the weight file."""
     files = [folder / check.file] if check.file else [path for path in folder.rglob("*") if path.is_file()]
     return {
         "model": f"{Path(name).parent.name} ({model.config.family})",
         "form": format,
         "loaded as": check.name.removesuffix(", with the model").replace("gguf ", "transformers, "),
         "max_difference": check.max_difference,
-        "same_text": check.same_text,
+        "greedy_match": check.greedy_match,
         "MB": round(max(file.stat().st_size for file in files) / 1e6, 2),
     }
 
@@ -87,8 +84,8 @@ def row(name: str, model: TinyStoriesForCausalLM, format: str, folder: Path, che
 @torch.no_grad()
 def llama_cpp_check(
     model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, quantization: str
-) -> Check:
-    """The same comparison as the export's own, with llama.cpp computing."""
+) -> EquivalenceCheck:
+    """Compare logits and greedy tokens of llama.cpp with the model, as the export check does."""
     import llama_cpp
 
     llama = llama_cpp.Llama(
@@ -106,19 +103,21 @@ def llama_cpp_check(
         llama.eval(text.tolist())
         logits = torch.from_numpy(np.array(llama.scores[: len(text)]))
         differences.append((logits - model(text[None]).logits[0]).abs().max().item())
-    start = story_start(tokenizer)
+    start = encode_default_prompt(tokenizer)
     ours = greedy_ids(model, start, ids.shape[1])
     llama.reset()
-    told = list(start)
+    generated = list(start)
     for token in llama.generate(start, temp=0.0):
-        told.append(token)
-        if token == tokenizer.eos_token_id or len(told) == ids.shape[1]:
+        generated.append(token)
+        if token == tokenizer.eos_token_id or len(generated) == ids.shape[1]:
             break
     llama.close()
-    return Check(name=f"llama.cpp, {quantization}", max_difference=max(differences), same_text=told == ours)
+    return EquivalenceCheck(
+        name=f"llama.cpp, {quantization}", max_difference=max(differences), greedy_match=generated == ours
+    )
 
 
-def table(rows: list[dict]) -> str:
+def format_table(rows: list[dict]) -> str:
     return markdown_table(
         ["model", "form", "loaded as", "largest logits difference", "greedy story", "MB"],
         [
@@ -127,7 +126,7 @@ def table(rows: list[dict]) -> str:
                 one["form"],
                 one["loaded as"],
                 f"{one['max_difference']:.2g}",
-                "the same" if one["same_text"] else "another",
+                "the same" if one["greedy_match"] else "another",
                 one["MB"],
             ]
             for one in rows

@@ -1,12 +1,12 @@
-"""How fast stories are told: ours beside GPT2LMHeadModel.generate and llama2.c, in turns.
+"""Compare generation speed: ours, GPT2LMHeadModel.generate and llama2.c, interleaved.
 
     python benchmarks/generate.py --llama2c PATH      # a checkout of github.com/karpathy/llama2.c
 
-The shape is that of configs/9m.yaml: 8 layers x 256, 8 heads, vocabulary 10,000, context 256. All tell from
-random weights and greedily, but for one row, and no story ends early. llama2.c is built by its own
-`make runomp` in a scratch folder, and times itself; without --llama2c its row is left out. Writes
-benchmarks/results/generate.json, docs/generate_speed.png and the table of docs/generation.md. `--quick` tries
-all of it out in seconds, and writes nothing.
+The shape is that of configs/9m.yaml: 8 layers x 256, 8 heads, vocabulary 10,000, context 256. All generate
+from random weights; one row samples, all others are greedy; no text ends early. llama2.c is built by its own
+`make runomp` in a scratch folder and measures its own time; without --llama2c its row is omitted. Writes
+benchmarks/results/generate.json, docs/generate_speed.png and the table of docs/generation.md. `--quick` runs
+everything in seconds and writes nothing.
 """
 
 import argparse
@@ -22,62 +22,60 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from measuring import (
+from harness import (
     ROOT,
-    Spread,
-    command,
+    Stats,
+    bar_chart,
     fill_table,
-    interleaved,
-    machine,
+    git_revision,
     markdown_table,
+    provenance,
+    run_interleaved,
     run_process,
-    versions,
     write_result,
 )
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
-from tinystories_slm.generation import Sampling
-from tinystories_slm.generation.decoding import choose_decoding, decode
+from tinystories_slm.generation import SamplingParams
+from tinystories_slm.generation.decoder import decode, resolve_backend
+from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
+from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 
 PAGE = ROOT / "docs" / "generation.md"
 PICTURE = ROOT / "docs" / "generate_speed.png"
 LAYERS, HIDDEN, HEADS, VOCAB, CONTEXT = 8, 256, 8, 10_000, 256
 PROMPT_LENGTH = 4
-GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling()
+GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams()
 GPT2_ONE, GPT2_MANY = "GPT2LMHeadModel.generate, 1 story", "GPT2LMHeadModel.generate, 32 stories"
 LLAMA2C = "llama2.c, OpenMP, 1 story"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c")
+    parser.add_argument("--llama2c", type=Path, help="checkout of llama2.c")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="a few tokens of few stories, nothing written")
+    parser.add_argument("--quick", action="store_true", help="few tokens, few stories; writes nothing")
     args = parser.parse_args(argv)
-    transformers_logging.set_verbosity_error()  # GPT-2's own end token is not in this vocabulary
+    transformers_logging.set_verbosity_error()  # GPT-2's own stop token is not in this vocabulary
     num_tokens, many = (8, 4) if args.quick else (200, 256)
 
-    contenders = _contenders(many)
+    contenders = _build_contenders(many)
     if args.llama2c is None:
-        print("llama2.c is left out; name a checkout with --llama2c PATH")
-        speeds = _measured(contenders, args.rounds, num_tokens)
+        print("llama2.c is omitted; use --llama2c PATH")
+        speeds = _measure(contenders, args.rounds, num_tokens)
     else:
-        with _llama2c(args.llama2c) as llama2c:
-            speeds = _measured(contenders | {LLAMA2C: llama2c}, args.rounds, num_tokens)
+        with _llama2c_runner(args.llama2c) as llama2c:
+            speeds = _measure(contenders | {LLAMA2C: llama2c}, args.rounds, num_tokens)
     ratios = _ratios(speeds)
-    table = _table(speeds, ratios)
+    table = _format_table(speeds, ratios)
     print(table)
     if args.quick:
         return
     result = {
-        "command": command(),
-        "machine": machine(),
+        **provenance(),
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "llama2c": git_revision(args.llama2c) if args.llama2c else None,
         "shape": {
             "layers": LAYERS,
             "hidden": HIDDEN,
@@ -92,35 +90,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_result("generate", result)
     fill_table(PAGE, "python benchmarks/generate.py", table)
-    _plot(speeds, PICTURE)
+    draw(speeds, PICTURE)
 
 
-def _measured(
-    contenders: dict[str, Callable[[int], float]], rounds: int, num_tokens: int
-) -> dict[str, Spread]:
-    """Tokens per second of each, after a few that do not count."""
-    for tell in contenders.values():
-        tell(4)
-    contenders = {name: partial(tell, num_tokens) for name, tell in contenders.items()}
-    return {name: Spread.of(speeds) for name, speeds in interleaved(contenders, rounds).items()}
+def _measure(contenders: dict[str, Callable[[int], float]], rounds: int, num_tokens: int) -> dict[str, Stats]:
+    """Tokens per second of each contender, after a warm-up of four tokens."""
+    for generate in contenders.values():
+        generate(4)
+    contenders = {name: partial(generate, num_tokens) for name, generate in contenders.items()}
+    return {name: Stats.of(speeds) for name, speeds in run_interleaved(contenders, rounds).items()}
 
 
-def _contenders(many: int) -> dict[str, Callable[[int], float]]:
-    """By what they are, functions that tell stories of so many new tokens and return tokens per second."""
+def _build_contenders(many: int) -> dict[str, Callable[[int], float]]:
+    """Return functions that generate a number of new tokens per story and return tokens per second."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}
     theirs = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=CONTEXT)).eval()
-    gpt = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT)).eval()
-    modern = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT, family="modern")).eval()
-    rounded = {
+    gpt2 = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT)).eval()
+    llama = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT, family="llama")).eval()
+    bf16 = {
         name: type(model)(model.config).eval().to(torch.bfloat16)
-        for name, model in (("theirs", theirs), ("gpt", gpt))
+        for name, model in (("theirs", theirs), ("gpt2", gpt2))
     }
 
-    def plain(model: PreTrainedModel, stories: int, num_tokens: int) -> float:
+    def transformers_loop(model: PreTrainedModel, stories: int, num_tokens: int) -> float:
         ids = torch.randint(2, VOCAB, (stories, PROMPT_LENGTH))
         started_s = time.perf_counter()
-        told = model.generate(
+        generated = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -128,42 +124,44 @@ def _contenders(many: int) -> dict[str, Callable[[int], float]]:
             eos_token_id=None,
             pad_token_id=0,
         )
-        assert told.shape == (stories, PROMPT_LENGTH + num_tokens)
+        assert generated.shape == (stories, PROMPT_LENGTH + num_tokens)
         return stories * num_tokens / (time.perf_counter() - started_s)
 
-    def ours(model: PreTrainedModel, stories: int, sampling: Sampling, num_tokens: int) -> float:
+    def ours(model: PreTrainedModel, stories: int, sampling: SamplingParams, num_tokens: int) -> float:
         ids = torch.randint(2, VOCAB, (1, PROMPT_LENGTH)).expand(stories, -1)
         started_s = time.perf_counter()
         loop = partial(
             decode,
             seeds=range(stories),
-            budgets=[num_tokens] * stories,
+            new_token_limits=[num_tokens] * stories,
             sampling=sampling,
-            end_ids=[],
+            stop_ids=[],
             batch_size=stories,
-            way=choose_decoding(model)[0],
+            backend=resolve_backend(model)[0],
         )
-        ended = model.generate(ids, custom_generate=loop, max_new_tokens=num_tokens)
-        assert sum(len(new_ids) for _, new_ids in ended) == stories * num_tokens
+        completions = model.generate(ids, custom_generate=loop, max_new_tokens=num_tokens)
+        assert sum(len(new_ids) for _, new_ids in completions) == stories * num_tokens
         return stories * num_tokens / (time.perf_counter() - started_s)
 
     return {
-        GPT2_ONE: partial(plain, theirs, 1),
-        "ours, gpt, 1 story, transformers' loop": partial(plain, gpt, 1),
-        "ours, gpt, 1 story": partial(ours, gpt, 1, GREEDY),
-        "ours, modern, 1 story": partial(ours, modern, 1, GREEDY),
-        "ours, gpt, bfloat16, 1 story": partial(ours, rounded["gpt"], 1, GREEDY),
-        GPT2_MANY: partial(plain, theirs, min(many, 32)),
-        "GPT2LMHeadModel.generate, bfloat16, 32 stories": partial(plain, rounded["theirs"], min(many, 32)),
-        f"ours, gpt, {many} stories": partial(ours, gpt, many, GREEDY),
-        f"ours, gpt, bfloat16, {many} stories": partial(ours, rounded["gpt"], many, GREEDY),
-        f"ours, gpt, bfloat16, {many} stories, sampled": partial(ours, rounded["gpt"], many, SAMPLED),
+        GPT2_ONE: partial(transformers_loop, theirs, 1),
+        "ours, gpt2, 1 story, transformers' loop": partial(transformers_loop, gpt2, 1),
+        "ours, gpt2, 1 story": partial(ours, gpt2, 1, GREEDY),
+        "ours, llama, 1 story": partial(ours, llama, 1, GREEDY),
+        "ours, gpt2, bfloat16, 1 story": partial(ours, bf16["gpt2"], 1, GREEDY),
+        GPT2_MANY: partial(transformers_loop, theirs, min(many, 32)),
+        "GPT2LMHeadModel.generate, bfloat16, 32 stories": partial(
+            transformers_loop, bf16["theirs"], min(many, 32)
+        ),
+        f"ours, gpt2, {many} stories": partial(ours, gpt2, many, GREEDY),
+        f"ours, gpt2, bfloat16, {many} stories": partial(ours, bf16["gpt2"], many, GREEDY),
+        f"ours, gpt2, bfloat16, {many} stories, sampled": partial(ours, bf16["gpt2"], many, SAMPLED),
     }
 
 
 @contextmanager
-def _llama2c(checkout: Path) -> Iterator[Callable[[int], float]]:
-    """llama2.c, built apart from its checkout, with random weights of the modern family's shape."""
+def _llama2c_runner(checkout: Path) -> Iterator[Callable[[int], float]]:
+    """A function that runs llama2.c, built outside its checkout, with random weights in our llama shape."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("Makefile", "run.c", "runq.c"):
             shutil.copy(checkout / name, scratch)
@@ -174,26 +172,26 @@ def _llama2c(checkout: Path) -> Iterator[Callable[[int], float]]:
         arguments = [Path(scratch) / "run", weights, "-z", vocabulary, "-t", "0"]
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 
-        def tell(num_tokens: int) -> float:
+        def generate(num_tokens: int) -> float:
             steps = str(PROMPT_LENGTH + num_tokens)
             text = run_process([*arguments, "-n", steps], cwd=Path(scratch), env=threads).text
             return float(re.search(r"achieved tok/s: ([0-9.]+)", text)[1])
 
-        yield tell
+        yield generate
 
 
 def _write_llama2c_weights(path: Path) -> None:
-    """Its first file format: seven sizes, then the matrices by kind, each kind for all layers."""
-    config = TinyStoriesConfig(hidden_size=HIDDEN, family="modern")
+    """Write its first file format: seven sizes, then the matrices by kind, each kind for all layers."""
+    config = TinyStoriesConfig(hidden_size=HIDDEN, family="llama")
     inner, head_dim = config.intermediate_size, HIDDEN // HEADS
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(VOCAB, HIDDEN, generator=generator)
-    embedding[1] = 0.0  # its token that ends a text is then never the likeliest
+    embedding[1] = 0.0  # so that its stop token never has the highest logit
     square = (LAYERS, HIDDEN, HIDDEN)
     with path.open("wb") as file:
         file.write(struct.pack("7i", HIDDEN, inner, LAYERS, HEADS, HEADS, VOCAB, CONTEXT))
         file.write((0.02 * embedding).numpy().tobytes())
-        tables = (CONTEXT, head_dim // 2)  # of angles, which it reads over
+        tables = (CONTEXT, head_dim // 2)  # of angles, which it skips
         for shape in (
             *((LAYERS, HIDDEN), square, square, square, square, (LAYERS, HIDDEN)),
             *((LAYERS, inner, HIDDEN), (LAYERS, HIDDEN, inner), (LAYERS, inner, HIDDEN), (HIDDEN,)),
@@ -203,7 +201,7 @@ def _write_llama2c_weights(path: Path) -> None:
 
 
 def _write_llama2c_vocabulary(path: Path) -> None:
-    """A word for each token, no two the same."""
+    """Write a different word for each token."""
     with path.open("wb") as file:
         words = [f"<{number}>".encode() for number in range(VOCAB)]
         file.write(struct.pack("i", max(map(len, words))))
@@ -211,8 +209,8 @@ def _write_llama2c_vocabulary(path: Path) -> None:
             file.write(struct.pack("fi", 0.0, len(word)) + word)
 
 
-def _ratios(speeds: dict[str, Spread]) -> dict[str, Spread]:
-    """Ours over each peer at what it is measured by: one story beside one, many beside GPT-2's 32."""
+def _ratios(speeds: dict[str, Stats]) -> dict[str, Stats]:
+    """Ratios of ours to each peer: one story to one story, many stories to GPT-2's 32."""
     ratios = {}
     for name, speed in speeds.items():
         if not name.startswith("ours"):
@@ -220,11 +218,11 @@ def _ratios(speeds: dict[str, Spread]) -> dict[str, Spread]:
         one = name.split(", transformers'")[0].endswith("1 story")
         for peer in (GPT2_ONE, LLAMA2C) if one else (GPT2_MANY,):
             if peer in speeds:
-                ratios[f"{name} / {peer}"] = speed.over(speeds[peer])
+                ratios[f"{name} / {peer}"] = speed.ratio_to(speeds[peer])
     return ratios
 
 
-def _table(speeds: dict[str, Spread], ratios: dict[str, Spread]) -> str:
+def _format_table(speeds: dict[str, Stats], ratios: dict[str, Stats]) -> str:
     rows = []
     for name, speed in speeds.items():
         cells = []
@@ -235,21 +233,9 @@ def _table(speeds: dict[str, Spread], ratios: dict[str, Spread]) -> str:
     return markdown_table(["", "tokens/s", "times GPT2LMHeadModel", "times llama2.c"], rows)
 
 
-def _plot(speeds: dict[str, Spread], path: Path) -> None:
-    figure = Figure(figsize=(8, 0.4 * len(speeds) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    names = list(speeds)[::-1]
-    for at, name in enumerate(names):
-        speed = speeds[name]
-        around = [[speed.median - speed.min], [speed.max - speed.median]]
-        color = "tab:blue" if name.startswith("ours") else "tab:gray"
-        axes.barh(at, speed.median, xerr=around, color=color, ecolor="black", capsize=2)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xscale("log")
-    axes.set_xlabel("tokens per second (median, and the range of all rounds)")
-    axes.grid(alpha=0.3, axis="x")
-    figure.savefig(path, dpi=120)
+def draw(speeds: dict[str, Stats], path: Path) -> None:
+    """Chart the tokens per second."""
+    bar_chart(path, {"": speeds}, xlabel="tokens per second (median and range of the rounds)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""GPT2LMHeadModel in a plain Accelerate loop: what `train.py` here is compared with, in a process of its own.
+"""Train GPT2LMHeadModel in a plain Accelerate loop: a peer of `train.py`, in a separate process.
 
     python benchmarks/gpt2_accelerate.py --tokens FILE --vocab_size 10000 --compile
 
-In the settings that make it fastest: bf16 autocast, PyTorch's own attention, fused AdamW, no dropout.
-Prints a line a step, in nanoGPT's form.
+Uses its fastest settings: bf16 autocast, PyTorch's attention, fused AdamW, no dropout. Prints a line per step
+in nanoGPT's format.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--seq_len", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=16, help="windows a step")
+    parser.add_argument("--batch_size", type=int, default=16, help="sequences per step")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
     parser.add_argument("--compile", action="store_true")
@@ -53,7 +53,7 @@ def main() -> None:
     tokens = np.memmap(args.tokens, dtype="<u2", mode="r")
     rng = np.random.default_rng(0)
     for step in range(args.steps):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         starts = rng.integers(len(tokens) - args.seq_len, size=args.batch_size)
         rows = tokens[starts[:, None] + np.arange(args.seq_len)].astype(np.int64)
         ids = torch.from_numpy(rows).to(accelerator.device)
@@ -62,8 +62,8 @@ def main() -> None:
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        value = loss.item()  # waits for the step, as reading the clock has to
-        print(f"iter {step}: loss {value:.4f}, time {1000 * (time.perf_counter() - began_s):.2f}ms")
+        value = loss.item()  # waits for the step, before the clock is read
+        print(f"iter {step}: loss {value:.4f}, time {1000 * (time.perf_counter() - started_s):.2f}ms")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""nanoGPT as a peer: its own train.py, unchanged, from a checkout that the user points at.
+"""Run nanoGPT as a peer: its own train.py, unmodified, from a checkout that the user names.
 
-Nothing of it is kept here. Token files are converted to its folder at run time, its printed lines are read,
-and the weights of its checkpoint are brought into our gpt family, whose mathematics it is.
+This project contains no code of nanoGPT. Token files are converted at run time, printed lines are parsed, and
+the weights of a checkpoint are loaded into our gpt2 family, which computes the same function.
 """
 
 import json
 import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,30 +14,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import Finished, Line, run_process
+from harness import Line, ProcessResult, run_process
 
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What nanoGPT prints of one."""
+    """One iteration, as nanoGPT prints it."""
 
     number: int
     loss: float
     step_seconds: float
     at_seconds: float
-    """When it was printed, after the start of the process."""
-
-
-def revision(checkout: Path) -> str:
-    """The commit of the checkout, and whether anything in it was changed."""
-    described = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=12", "--dirty"]
-    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    """Time of the line, after the start of the process."""
 
 
 def write_data(prepared: Path, folder: Path) -> Path:
-    """Our token files of `prepared` as nanoGPT's: train.bin and val.bin in uint16, meta.pkl."""
+    """Convert our token files in `prepared` to nanoGPT's: train.bin and val.bin in uint16, meta.pkl.
+
+    Raises:
+        ValueError: the vocabulary does not fit 16 bits.
+    """
     manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
     if manifest["vocab_size"] > 2**16:
         raise ValueError(
@@ -55,14 +52,14 @@ def write_data(prepared: Path, folder: Path) -> Path:
 def train(
     checkout: Path,
     dataset: Path,
-    settings: Mapping[str, int | float | str | bool],
+    options: Mapping[str, object],
     *,
     watch: Callable[[Line], None] = lambda line: None,
-) -> Finished:
-    """Run its train.py on the CPU, with the flags that its README gives for one, and `settings`.
+) -> ProcessResult:
+    """Run its train.py on the CPU, with the CPU flags of its README and `options`.
 
-    One batch a step (it is made for GPUs and would else accumulate 40); evaluations of one batch, as its
-    estimate is not what is compared.
+    One batch per step (its default, for GPUs, accumulates 40). Evaluations use one batch, because their
+    estimate is not compared.
     """
     flags = {
         "device": "cpu",
@@ -70,20 +67,20 @@ def train(
         "gradient_accumulation_steps": 1,
         "eval_iters": 1,
         "log_interval": 1,
-        "dataset": dataset.resolve(),  # joined to its own data folder, an absolute path stands
-        **settings,
+        "dataset": dataset.resolve(),  # an absolute path replaces its own data folder
+        **options,
     }
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     return run_process([sys.executable, "train.py", *arguments], cwd=checkout, watch=watch)
 
 
-def iterations(finished: Finished) -> list[Iteration]:
-    """What it printed of its iterations; the first one's time includes an evaluation."""
-    return [found for line in finished.lines if (found := iteration(line))]
+def read_iterations(done: ProcessResult) -> list[Iteration]:
+    """Parse all printed iterations; the time of the first one includes an evaluation."""
+    return [found for line in done.lines if (found := parse_iteration(line))]
 
 
-def iteration(line: Line) -> Iteration | None:
-    """The iteration that `line` tells of, if it does."""
+def parse_iteration(line: Line) -> Iteration | None:
+    """Parse the iteration of a printed line; None for any other line."""
     match = re.match(r"iter (\d+): loss (\S+), time ([\d.]+)ms", line.text)
     if match is None:
         return None
@@ -91,7 +88,7 @@ def iteration(line: Line) -> Iteration | None:
 
 
 def load_checkpoint(path: Path) -> TinyStoriesForCausalLM:
-    """The model of its ckpt.pt, which is read without running anything in it."""
+    """Load the model of its ckpt.pt, without executing any code in the file."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     return from_state_dict(checkpoint["model"], checkpoint["model_args"])
 
@@ -99,20 +96,23 @@ def load_checkpoint(path: Path) -> TinyStoriesForCausalLM:
 def from_state_dict(
     weights: Mapping[str, torch.Tensor], args: Mapping[str, int | bool]
 ) -> TinyStoriesForCausalLM:
-    """nanoGPT's weights and its `model_args` as a model of our gpt family; to the bit the same function.
+    """Load nanoGPT's weights and `model_args` into our gpt2 family, which computes the same function.
 
-    Without biases only, which is its default.
+    Raises:
+        ValueError: the weights have biases; nanoGPT's default has none.
     """
     if args["bias"]:
-        raise ValueError("nanoGPT's biases are not mapped; train it with --bias=False, its default")
+        raise ValueError(
+            "bias (True): nanoGPT's biases cannot be mapped; train it with --bias=False, its default"
+        )
     config = TinyStoriesConfig(
-        family="gpt",
+        family="gpt2",
         vocab_size=args["vocab_size"],
         num_hidden_layers=args["n_layer"],
         num_attention_heads=args["n_head"],
         hidden_size=args["n_embd"],
         max_position_embeddings=args["block_size"],
-        hidden_act="gelu",  # the exact one, where GPT-2's is an approximation
+        hidden_act="gelu",  # the exact one; GPT-2 uses an approximation
     )
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
     ours = {

@@ -1,9 +1,9 @@
-"""Train a preset through each script in turn and record what came out.
+"""Train a preset with each script in turn and record the results.
 
     python benchmarks/preset.py --name 9m_cpu --config configs/9m.yaml --data PATH -- [flags of train.py]
 
-Writes benchmarks/results/NAME.json: the commands, the machine, the versions, the losses, the median and
-spread of tokens per second, three stories. The run itself stays in runs/NAME, the data in data/NAME.
+Writes benchmarks/results/NAME.json: the commands, machine, versions, losses, tokens per second (median and
+range), three stories. The run stays in runs/NAME, the data in data/NAME.
 """
 
 import argparse
@@ -15,29 +15,31 @@ import sys
 import time
 from pathlib import Path
 
-from measuring import ROOT, machine, versions, write_result
+from harness import ROOT, provenance, to_flags, write_result
+
+from tinystories_slm.runs.records import read_metrics
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="of the run and of the result file")
+    parser.add_argument("--name", required=True, help="name of the run and of the result file")
     parser.add_argument("--config", required=True, help="preset, a YAML file")
-    parser.add_argument("--data", required=True, help="source with a validation split, or one to be cut")
-    parser.add_argument("--stories", type=int, default=500, help="validation stories scored at the end")
+    parser.add_argument("--data", required=True, help="source, as data.source")
+    parser.add_argument("--stories", type=int, default=500, help="number of scored validation stories")
     parser.add_argument("flags", nargs="*", help="after --: flags of train.py")
     args = parser.parse_args()
 
     run_dir = Path("runs") / args.name
-    flags = [
-        f"--config={args.config}",
-        f"--data.source={args.data}",
-        f"--data.data_dir=data/{args.name}",
-        f"--output_dir={run_dir}",
-        *args.flags,
-    ]
+    options = {
+        "config": args.config,
+        "data.source": args.data,
+        "data.data_dir": f"data/{args.name}",
+        "output_dir": run_dir,
+    }
+    flags = [*to_flags(options), *args.flags]
     model = f"--model={run_dir / 'best'}"
     evaluation = run_dir / "evaluation.json"
-    score = [f"--max_stories={args.stories}", f"--output={evaluation}"]
+    score = to_flags({"max_stories": args.stories, "output": evaluation})
     steps = [
         ["scripts/download_data.py", *flags],
         ["scripts/train_tokenizer.py", *flags],
@@ -54,12 +56,11 @@ def main() -> None:
         )
         seconds[Path(step[0]).stem] = round(time.perf_counter() - started_s, 1)
 
-    lines = [json.loads(line) for line in (ROOT / run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(ROOT / run_dir / "metrics.jsonl")
     speeds = [line["train/tokens_per_second"] for line in lines if "train/tokens_per_second" in line]
     result = {
+        **provenance(),
         "commands": [shlex.join(["python", *step]).replace(args.data, "DATA") for step in steps],
-        "machine": machine(),
-        "versions": versions(),
         "seconds": seconds,
         "training_tokens": lines[-1]["tokens"],
         "tokens_per_second": {
@@ -68,10 +69,8 @@ def main() -> None:
             "max": round(max(speeds)),
             "intervals": len(speeds),
         },
-        "train_loss": [
-            [line["step"], round(line["train/loss"], 4)] for line in lines if "train/loss" in line
-        ],
-        "val_loss": [[line["step"], round(line["val/loss"], 4)] for line in lines if "val/loss" in line],
+        "train_loss": _series(lines, "train/loss"),
+        "val_loss": _series(lines, "val/loss"),
         "evaluation": {
             name: value
             for name, value in json.loads((ROOT / evaluation).read_text()).items()
@@ -80,9 +79,12 @@ def main() -> None:
         "stories": done.stdout.strip().split("\n\n---\n\n"),
     }
     write_result(args.name, result)
-    print(
-        json.dumps({name: result[name] for name in ("seconds", "tokens_per_second", "evaluation")}, indent=1)
-    )
+    shown = ("seconds", "tokens_per_second", "evaluation")
+    print(json.dumps({name: result[name] for name in shown}, indent=1))
+
+
+def _series(lines: list[dict], name: str) -> list[list[float]]:
+    return [[line["step"], round(line[name], 4)] for line in lines if name in line]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A prepared folder of random token ids, for measuring speed without any input."""
+"""Prepared data of random token ids, to measure speed without a corpus."""
 
 from pathlib import Path
 
@@ -7,35 +7,35 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.artifacts import sha256_of
-from tinystories_slm.data.origin import Origin
+from tinystories_slm.data.file_formats import END_OF_TEXT
 from tinystories_slm.data.prepare import Manifest, TokenCounts
-from tinystories_slm.data.tokenizer import END_OF_TEXT, TokenizerRecord, save_tokenizer
+from tinystories_slm.data.provenance import Provenance
+from tinystories_slm.data.tokenizer import TokenizerManifest, save_tokenizer
+from tinystories_slm.io.atomic import file_sha256
 
 SOURCE = "random-ids"
-"""`data.source` of such a folder; its token files are there, so that it is never asked for anything."""
+"""`data.source` of such a folder; its token files exist, so the source is never read."""
 _STORY_TOKENS = 200
 
 
 def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed: int = 0) -> list[str]:
-    """Make `folder` as `prepare_data` would have, and return the flags of train.py that name it.
+    """Write `folder` as `prepare_data` would, and return the flags of train.py that select it.
 
-    Ids are drawn by Zipf's law, as words are: how often an embedding is looked up decides how fast its
-    gradient is summed.
+    Ids follow Zipf's law, as words do: the frequency of an embedding decides how fast its gradient is summed.
     """
     data = DataArgs(source=SOURCE, data_dir=folder)
-    origin = Origin.of(data, "random").origin_fields()
+    provenance = Provenance.from_args(data, "random").provenance_fields()
     (folder / "tokenizer").mkdir(parents=True)
     save_tokenizer(_tokenizer(vocab_size), folder / "tokenizer")
-    record = TokenizerRecord(
-        **origin,
+    record = TokenizerManifest(
+        **provenance,
         pretrained=None,
         requested_vocab_size=vocab_size,
         sample_max_stories=TokenizerArgs().max_stories,
         num_stories=0,
         vocab_size=vocab_size,
         eos_token_id=0,
-        tokenizer_sha256=sha256_of(folder / "tokenizer" / "tokenizer.json"),
+        tokenizer_sha256=file_sha256(folder / "tokenizer" / "tokenizer.json"),
         bytes_per_token=4.0,
     )
     record.save(folder / "tokenizer" / "training.json")
@@ -47,7 +47,7 @@ def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed:
         ids[_STORY_TOKENS - 1 :: _STORY_TOKENS] = record.eos_token_id
         ids.astype(np.dtype(token_dtype).newbyteorder("<")).tofile(folder / f"{split}.bin")
     Manifest(
-        **origin,
+        **provenance,
         tokenizer_sha256=record.tokenizer_sha256,
         vocab_size=vocab_size,
         eos_token_id=record.eos_token_id,
@@ -62,13 +62,13 @@ def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed:
 
 
 def _zipf(rng: np.random.Generator, size: int, vocab_size: int) -> np.ndarray:
-    """Ids from 1, int64 (size,); that of rank r as often as 1 / (r + 2.7), Mandelbrot's form of the law."""
+    """Return ids from 1, int64 (size,); rank r has the weight 1 / (r + 2.7), Mandelbrot's form of the law."""
     cumulative = np.cumsum(1.0 / (np.arange(1, vocab_size) + 2.7))
     return 1 + np.searchsorted(cumulative, rng.random(size) * cumulative[-1])
 
 
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """The bytes, and names that no text holds for all other ids."""
+    """Return a tokenizer of single bytes; all other ids have names that occur in no text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [END_OF_TEXT, *alphabet, *(f"<{number}>" for number in range(vocab_size))][:vocab_size]
     bpe = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))

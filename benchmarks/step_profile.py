@@ -1,7 +1,7 @@
-"""A training step from inside: tokens per second, how busy the device is, what makes the host wait for it.
+"""Profile a training step: tokens per second, device utilization, and the synchronizations of the host.
 
-The steps are those of the training loop itself (`start_run`, `train_step`, `agree`), in this process, on
-random token ids. Written for CUDA, and tried out on CPUs only: it has not been run on a GPU.
+Runs the steps of the training loop (`start_run`, `train_step`, `sync_stop_condition`) in this process, on
+random token ids. Written for CUDA and tested on CPUs only: it has not been run on a GPU.
 """
 
 import gc
@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from harness import to_flags
 from random_tokens import write_random_tokens
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from tinystories_slm.config import RunConfig, parse_config
-from tinystories_slm.training.loop import agree, train_step
-from tinystories_slm.training.run import Run, start_run
+from tinystories_slm.training.loop import sync_stop_condition, train_step
+from tinystories_slm.training.run import TrainingRun, start_run
 
-# What makes the host wait for the device, by the names that the profiler has for it.
-_SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-_READ = "aten::_local_scalar_dense"  # a number read from a tensor: on a GPU each is a synchronisation
+# Calls that make the host wait for the device, by the profiler's names.
+_SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+_READ = "aten::_local_scalar_dense"  # a number read from a tensor: a synchronization on a GPU
 _WARM_UP_STEPS, _PROFILED_STEPS, _TIMED_S = 5, 5, 3.0
 
 
 class Shape(Protocol):
-    """What is asked of a shape here; `train.Shape` has it."""
+    """Attributes of `train.Shape` that a profile needs."""
 
     vocab_size: int
     seq_len: int
@@ -40,38 +41,41 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class StepProfile:
-    """One setting, measured; all zero where `problem` says why it could not be."""
+    """Measurements of one configuration; all zero if `problem` is set."""
 
     shape: str
     compiled: bool
     micro_batch: int
-    """Windows in one forward, and in one step."""
+    """Sequences per forward pass and per step."""
     problem: str | None = None
+    """Reason for which nothing was measured."""
     tokens_per_second: float = 0.0
-    utilisation: float = 0.0
-    """Of the device's published or measured peak, 0 to 1."""
+    mfu: float = 0.0
+    """Share of the device's published or measured peak, 0 to 1."""
     step_seconds: float = 0.0
     device_seconds: float = 0.0
-    """Of a step, in which at least one kernel runs; 0 on a CPU."""
+    """Seconds of a step in which at least one kernel runs; 0 on a CPU."""
     input_seconds: float = 0.0
-    """Of a step, that the host spends on the batch; the device waits for it only when it has run dry."""
-    synchronisations: int = 0
-    """A step: waits of the host for the device."""
+    """Seconds of a step that the host spends on the batch; the device waits only if its queue is empty."""
+    synchronizations: int = 0
+    """Waits of the host for the device, per step."""
     reads: int = 0
-    """A step: numbers read from tensors."""
+    """Numbers read from tensors, per step."""
     kernels: int = 0
-    """A step: kernels started; 0 on a CPU."""
+    """Kernels launched per step; 0 on a CPU."""
     peak_bytes: int = 0
-    """Of the device's memory, held by tensors; 0 on a CPU."""
+    """Peak device memory of tensors; 0 on a CPU."""
 
     def cells(self) -> list[str]:
-        """Of the table's line."""
+        """Cells of the measurements in a table row."""
+        if self.problem:
+            return [self.problem, "", "", "", "", ""]
         return [
             f"{self.tokens_per_second:,.0f}",
-            f"{self.utilisation:.1%}",
+            f"{self.mfu:.1%}",
             f"{self.device_seconds / self.step_seconds:.1%}" if self.kernels else "",
             f"{self.input_seconds / self.step_seconds:.1%}",
-            f"{self.synchronisations} ({self.reads} numbers read)",
+            f"{self.synchronizations} ({self.reads} numbers read)",
             f"{self.peak_bytes / 1e6:,.0f}",
         ]
 
@@ -85,41 +89,38 @@ def profile_shapes(
     compiled: Sequence[bool] = (True, False),
     flags: Sequence[str] = (),
 ) -> list[StepProfile]:
-    """Every shape, compiled and eager, at each of its micro-batches; none is begun after `seconds`."""
+    """Profile every shape, compiled and eager, at each of its micro-batches; start none after `seconds`.
+
+    Raises:
+        SystemExit: training would not run on `device`.
+    """
     found = "cuda" if torch.cuda.is_available() else "cpu"
-    if device != found:  # the loop takes the best device there is, as for a user
+    if device != found:  # the loop uses the best device available, as for a user
         raise SystemExit(f"--device {device}: training would run on {found} here")
-    until_s = time.perf_counter() + seconds
+    deadline_s = time.perf_counter() + seconds
     rows = []
     for name, shape in shapes.items():
         data = write_random_tokens(scratch / name, vocab_size=shape.vocab_size, num_tokens=2**22)
         for is_compiled in compiled:
             for micro_batch in shape.micro_batches:
-                if time.perf_counter() > until_s:
+                if time.perf_counter() > deadline_s:
                     rows.append(StepProfile(name, is_compiled, micro_batch, problem="out of time"))
                     continue
-                settings = {
+                options = {
                     "output_dir": scratch / f"run_{len(rows)}",
                     "train.batch_size": micro_batch,
                     "train.per_device_batch_size": micro_batch,
-                    "train.compile": str(is_compiled).lower(),
+                    "train.compile": is_compiled,
                     "train.eval_stories": 1,
                 }
-                config = parse_config(
-                    [
-                        *data,
-                        *shape.flags("gpt"),
-                        *(f"--{key}={value}" for key, value in settings.items()),
-                        *flags,
-                    ]
-                )
+                config = parse_config([*data, *shape.flags("gpt2"), *to_flags(options), *flags])
                 rows.append(_profile(config, name, is_compiled, micro_batch))
                 print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
 def _profile(config: RunConfig, name: str, compiled: bool, micro_batch: int) -> StepProfile:
-    torch._dynamo.reset()  # what was compiled for another shape
+    torch._dynamo.reset()  # discard the code compiled for another shape
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -138,76 +139,76 @@ def _profile(config: RunConfig, name: str, compiled: bool, micro_batch: int) -> 
     return StepProfile(name, compiled, micro_batch, peak_bytes=peak_bytes, **measured)
 
 
-def _measure(run: Run) -> dict[str, float | int]:
+def _measure(run: TrainingRun) -> dict[str, float | int]:
     for _ in range(_WARM_UP_STEPS):
         _step(run)
-    one_s = _seconds(run, 1)
-    input_s = _clock_input(run)
+    one_s = _time_steps(run, 1)
+    input_s = _record_input_seconds(run)
     num_steps = max(3, min(200, round(_TIMED_S / one_s)))
-    step_s = _seconds(run, num_steps) / num_steps
+    step_s = _time_steps(run, num_steps) / num_steps
     input_seconds = sum(input_s) / num_steps
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with torch.profiler.profile(activities=activities) as profiled:
-        _seconds(run, _PROFILED_STEPS)
+        _time_steps(run, _PROFILED_STEPS)
     counts = {event.key: event.count for event in profiled.key_averages()}
     kernels = [
         (event.time_range.start, event.time_range.end)
         for event in profiled.events()
         if event.device_type == DeviceType.CUDA
     ]
-    # `_seconds` waits once itself; what is left of a division is that wait, not a step's.
-    waits = sum(counts.get(key, 0) for key in _SYNCHRONISATIONS)
+    # `_time_steps` itself waits twice; the integer division drops these waits.
+    waits = sum(counts.get(key, 0) for key in _SYNCHRONIZATIONS)
     tokens_per_second = run.tokens_per_step / step_s
     return {
         "tokens_per_second": tokens_per_second,
-        "utilisation": run.utilisation(tokens_per_second),
+        "mfu": run.mfu(tokens_per_second),
         "step_seconds": step_s,
-        # The profiler slows the host down, not the kernels: their time is held against a step without it.
-        "device_seconds": sum(end - begin for begin, end in merged(kernels)) / 1e6 / _PROFILED_STEPS,
+        # The profiler slows the host, not the kernels, so kernel time is compared with an unprofiled step.
+        "device_seconds": sum(end - begin for begin, end in merge_intervals(kernels)) / 1e6 / _PROFILED_STEPS,
         "input_seconds": input_seconds,
-        "synchronisations": waits // _PROFILED_STEPS,
+        "synchronizations": waits // _PROFILED_STEPS,
         "reads": counts.get(_READ, 0) // _PROFILED_STEPS,
         "kernels": len(kernels) // _PROFILED_STEPS,
     }
 
 
-def _step(run: Run) -> None:
+def _step(run: TrainingRun) -> None:
     train_step(run)
-    agree(run)
+    sync_stop_condition(run)
 
 
-def _seconds(run: Run, num_steps: int) -> float:
-    """That `num_steps` steps take, to the end of the last kernel."""
-    _wait()
-    began_s = time.perf_counter()
+def _time_steps(run: TrainingRun, num_steps: int) -> float:
+    """Return the seconds of `num_steps` steps, up to the end of the last kernel."""
+    _synchronize()
+    started_s = time.perf_counter()
     for _ in range(num_steps):
         _step(run)
-    _wait()
-    return time.perf_counter() - began_s
+    _synchronize()
+    return time.perf_counter() - started_s
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _clock_input(run: Run) -> list[float]:
-    """A list that grows by the seconds of each batch read from now on."""
-    seconds, batch = [], run.windows.batch
+def _record_input_seconds(run: TrainingRun) -> list[float]:
+    """Return a list to which every later read of a batch appends its seconds."""
+    seconds, batch = [], run.dataset.batch
 
-    def clocked(*args, **kwargs):
-        began_s = time.perf_counter()
+    def timed_batch(*args, **kwargs):
+        started_s = time.perf_counter()
         rows = batch(*args, **kwargs)
-        seconds.append(time.perf_counter() - began_s)
+        seconds.append(time.perf_counter() - started_s)
         return rows
 
-    run.windows.batch = clocked
+    run.dataset.batch = timed_batch
     return seconds
 
 
-def merged(intervals: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """`intervals` as ones that do not overlap, in order: kernels of two streams run at once."""
+def merge_intervals(intervals: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Yield the union of `intervals` in order, without overlap: kernels of two streams can overlap."""
     begin = end = None
     for first, last in sorted(intervals):
         if end is None or first > end:

@@ -1,7 +1,6 @@
-"""Score a model on stories: python scripts/evaluate.py --model runs/quickstart/best --data builtin"""
+"""Score a model: python scripts/evaluate.py --model runs/quickstart/best --data builtin"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.evaluation.report import EvaluateArgs, evaluate
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(evaluate, EvaluateArgs)
+    run("evaluate")

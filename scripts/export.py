@@ -1,7 +1,6 @@
-"""Write a model for another tool: python scripts/export.py --model RUN/best --format native --output DIR"""
+"""Export a model: python scripts/export.py --model RUN/best --format native --output exports/native"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.export import ExportArgs, export
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(export, ExportArgs)
+    run("export")

@@ -1,7 +1,6 @@
-"""Tell stories: python scripts/generate.py --model runs/quickstart/best --prompt "Once upon a time" """
+"""Generate stories: python scripts/generate.py --model runs/quickstart/best"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.generation.command import GenerateArgs, generate
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(generate, GenerateArgs)
+    run("generate")

@@ -1,7 +1,6 @@
 """Publish a run on the Hub: python scripts/push_to_hub.py --run runs/quickstart --repo_id USER/NAME"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.hub.push import PushArgs, push
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(push, PushArgs)
+    run("push_to_hub")

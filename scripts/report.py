@@ -1,7 +1,6 @@
-"""Show a run on one page: python scripts/report.py --run runs/quickstart"""
+"""Write a run's report: python scripts/report.py --run runs/quickstart"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.training.watching.report import ReportArgs, report
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(report, ReportArgs)
+    run("report")

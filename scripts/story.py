@@ -1,8 +1,6 @@
-"""The whole way at once: python scripts/story.py --config configs/quickstart.yaml"""
+"""Train, evaluate and generate in one go: python scripts/story.py --config configs/quickstart.yaml"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.config import RunConfig
-from tinystories_slm.pipeline import story
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(story, RunConfig)
+    run("story")

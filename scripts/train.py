@@ -1,8 +1,6 @@
 """Train a model: accelerate launch scripts/train.py --config configs/debug.yaml"""
 
-from tinystories_slm.cli import doorway
-from tinystories_slm.config import RunConfig
-from tinystories_slm.training import train
+from tinystories_slm.commands import run
 
 if __name__ == "__main__":
-    doorway(train, RunConfig)
+    run("train")

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,12 @@ import torch
 from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
-from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
-from tinystories_slm.data.tokenizer import END_OF_TEXT, learn_bpe
+from tinystories_slm.config import RunConfig, parse_config
+from tinystories_slm.data.file_formats import END_OF_TEXT
+from tinystories_slm.data.prepare import prepare_data
+from tinystories_slm.data.tokenizer import train_bpe
+from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
+from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -30,11 +37,11 @@ settings.load_profile("project")
 logging.getLogger("tinystories_slm").setLevel(logging.INFO)
 
 FAMILIES = {
-    "gpt": {"family": "gpt"},
-    "gpt with biases": {"family": "gpt", "bias": True},
-    "modern": {"family": "modern"},
-    "modern, grouped queries": {"family": "modern", "num_key_value_heads": 2, "bias": True},
-    "modern, qk_norm, untied": {"family": "modern", "qk_norm": True, "tie_word_embeddings": False},
+    "gpt2": {"family": "gpt2"},
+    "gpt2 with biases": {"family": "gpt2", "bias": True},
+    "llama": {"family": "llama"},
+    "llama, grouped queries": {"family": "llama", "num_key_value_heads": 2, "bias": True},
+    "llama, qk_norm, untied": {"family": "llama", "qk_norm": True, "tie_word_embeddings": False},
 }
 
 
@@ -69,7 +76,7 @@ def model(request: pytest.FixtureRequest) -> TinyStoriesForCausalLM:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """280 entries: the end of text, 256 bytes, 23 merges."""
-    backend = learn_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
+    backend = train_bpe(["Once upon a time there was a fox. The fox was happy."] * 3, 280)
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_max_length=48)
 
@@ -78,6 +85,49 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model_with_tokenizer(tokenizer) -> TinyStoriesForCausalLM:
     """An untrained model of that vocabulary, whose text is not uniform."""
     return tiny_model(vocab_size=len(tokenizer), scale=4.0)
+
+
+# A prepared corpus of 300 stories, shared, and configurations that train on it in a second or two.
+_BASE = ["--data.max_stories", "300", "--data.seq_len", "32", "--tokenizer.vocab_size", "300"]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    config = parse_config([*_BASE, "--data.data_dir", str(folder)])
+    prepare_data(config.data, config.tokenizer)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(data_dir, tmp_path):
+    """A function from flags to a RunConfig; its output folder is `tmp_path / name`."""
+
+    def configure(*flags: str, name: str = "run") -> RunConfig:
+        return parse_config([*_base_flags(data_dir, tmp_path / name), *flags])
+
+    return configure
+
+
+def _base_flags(data_dir: Path, output_dir: Path) -> list[str]:
+    flags = {
+        "data.data_dir": data_dir,
+        "output_dir": output_dir,
+        "model.num_hidden_layers": 2,
+        "model.hidden_size": 16,
+        "model.num_attention_heads": 2,
+        "train.max_steps": 12,
+        "train.warmup_steps": 2,
+        "train.batch_size": 8,
+        "train.per_device_batch_size": 8,
+        "train.lr": 1e-2,
+        "train.eval_every": 4,
+        "train.eval_stories": 6,
+        "train.save_every": 4,
+        "train.log_every": 1,
+        "train.mixed_precision": "no",
+    }
+    return [*_BASE, *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 
 
 def ignore_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +146,24 @@ def run_script(
     """A script as a user runs it: a fresh process, from the repository's root unless `cwd` is given."""
     command: Sequence[str] = [sys.executable, str(ROOT / "scripts" / name), *args]
     return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+@contextmanager
+def started(command: Sequence[str | Path], **options) -> Iterator[subprocess.Popen]:
+    """Start a process that Ctrl-C reaches, and end it whatever happens.
+
+    A job in the background of a script (nohup, cron) inherits SIGINT as ignored.
+    """
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(list(map(str, command)), preexec_fn=restore, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

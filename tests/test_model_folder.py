@@ -1,4 +1,4 @@
-"""The folder that a run leaves: written whole, read back equal, with and without this package."""
+"""Model folders: replaced atomically, loaded with equal weights with and without this package."""
 
 import json
 import subprocess
@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
 
 
-def test_the_model_folder_replaces_itself_whole(model_with_tokenizer, tokenizer, tmp_path):
+def test_save_replaces_the_complete_folder(model_with_tokenizer, tokenizer, tmp_path):
     folder = tmp_path / "best"
     (folder / "leftover").mkdir(parents=True)
     save_model_folder(model_with_tokenizer, tokenizer, folder)
@@ -30,13 +30,13 @@ def test_the_model_folder_replaces_itself_whole(model_with_tokenizer, tokenizer,
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == 0 and "max_new_tokens" not in generation
-    model, again = load_model_folder(str(folder))
+    model, loaded_tokenizer = load_model_folder(str(folder))
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids).logits, model_with_tokenizer(ids).logits)
-    assert again("Once upon").input_ids == tokenizer("Once upon").input_ids
+    assert loaded_tokenizer("Once upon").input_ids == tokenizer("Once upon").input_ids
 
 
-def test_a_damaged_model_folder_is_one_line(model_with_tokenizer, tokenizer, tmp_path):
+def test_damaged_model_folder_is_a_one_line_error(model_with_tokenizer, tokenizer, tmp_path):
     folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
     config = (folder / "config.json").read_text()
     for name, content in [
@@ -45,15 +45,15 @@ def test_a_damaged_model_folder_is_one_line(model_with_tokenizer, tokenizer, tmp
         ("config.json", b"{"),
         ("model.safetensors", (folder / "model.safetensors").read_bytes()[:100]),
     ]:
-        kept = (folder / name).read_bytes()
+        original = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
-        with pytest.raises(InputError, match="cannot be loaded") as refusal:
+        with pytest.raises(UserError, match="cannot be loaded") as error:
             load_model_folder(str(folder))
-        assert "\n" not in str(refusal.value)
-        (folder / name).write_bytes(kept)
+        assert "\n" not in str(error.value)
+        (folder / name).write_bytes(original)
 
 
-def test_the_folder_opens_where_this_package_is_not_installed(model_with_tokenizer, tokenizer, tmp_path):
+def test_folder_loads_without_this_package(model_with_tokenizer, tokenizer, tmp_path):
     folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
     code = """
 import sys
@@ -76,13 +76,13 @@ torch.manual_seed(0)
 out = model.generate(**ids, max_new_tokens=30, do_sample=True, top_k=5, top_p=0.9)
 ended = (out[0] == tokenizer.eos_token_id).nonzero()
 assert len(ended) == 0 or ended[0].item() == out.shape[1] - 1
-told = pipeline("text-generation", model=folder, trust_remote_code=True)("The fox", max_new_tokens=9)
-print(told[0]["generated_text"])
+generated = pipeline("text-generation", model=folder, trust_remote_code=True)("The fox", max_new_tokens=9)
+print(generated[0]["generated_text"])
 print(model(ids.input_ids).logits.double().sum().item())
 """
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    told, logits_sum = done.stdout.strip().rsplit("\n", 1)
-    assert told.startswith("The fox")
+    text, logits_sum = done.stdout.strip().rsplit("\n", 1)
+    assert text.startswith("The fox")
     ids = torch.tensor([tokenizer("The fox").input_ids])
     assert float(logits_sum) == model_with_tokenizer(ids).logits.double().sum().item()

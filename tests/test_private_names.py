@@ -1,6 +1,6 @@
 """Private names of other libraries that this project calls or overrides.
 
-Nothing announces when such a name changes. Each is checked here by itself, so that the failing line names it.
+Private names change without a deprecation. Each has its own check, so that the failing test names it.
 """
 
 import inspect
@@ -13,11 +13,12 @@ from transformers import GenerationMixin, PreTrainedModel, TextIteratorStreamer
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.model import CACHE_NAME
+from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
+from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 
 NEWER = pytest.mark.skipif(
-    CACHE_NAME != "cache", reason="a name that transformers got between the ends of the range"
+    CACHE_NAME != "cache", reason="the name exists only in newer versions of transformers"
 )
 METHODS = [
     (GenerationMixin, "_prepare_generated_length", {"generation_config", "has_default_max_length"}),
@@ -40,14 +41,14 @@ METHODS = [
 @pytest.mark.parametrize(("owner", "name", "parameters"), METHODS, ids=[name for _, name, _ in METHODS])
 def test_method_exists_with_its_parameters(owner, name, parameters):
     method = getattr(owner, name, None)
-    assert method is not None, f"{owner.__name__}.{name} is gone; find what took its place"
+    assert method is not None, f"{owner.__name__}.{name} no longer exists; find its replacement"
     if parameters:
         missing = parameters - set(inspect.signature(method).parameters)
         assert not missing, f"{owner.__name__}.{name} no longer takes {missing}"
 
 
 @pytest.mark.parametrize("name", ["_prepare_generated_length", "_prepare_cache_for_generation"])
-def test_generate_calls_what_the_model_overrides(name, monkeypatch):
+def test_generate_calls_the_overridden_method(name, monkeypatch):
     calls = []
     original = getattr(TinyStoriesForCausalLM, name)
     monkeypatch.setattr(
@@ -76,7 +77,7 @@ def test_generate_calls_what_the_model_overrides(name, monkeypatch):
     ],
 )
 def test_class_attribute_is_read_by_transformers(name):
-    assert hasattr(PreTrainedModel, name), f"PreTrainedModel.{name} is gone: what we set has no effect"
+    assert hasattr(PreTrainedModel, name), f"PreTrainedModel.{name} no longer exists: our value has no effect"
 
 
 def test_attention_functions_are_found_by_name():
@@ -85,18 +86,18 @@ def test_attention_functions_are_found_by_name():
     assert callable(ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None))
 
 
-def test_device_placement_skips_the_cache_by_its_name():
+def test_device_placement_skips_the_cache_argument():
     assert CACHE_NAME in TinyStoriesForCausalLM._skip_keys_device_placement
     assert CACHE_NAME in TinyStoriesConfig.keys_to_ignore_at_inference
 
 
-def test_streamer_keeps_the_state_that_ours_reads():
+def test_streamer_has_the_attributes_that_ours_reads():
     streamer = TextIteratorStreamer(None)
     for name in ("token_cache", "print_len", "decode_kwargs"):
-        assert hasattr(streamer, name), f"TextIteratorStreamer.{name} is gone"
+        assert hasattr(streamer, name), f"TextIteratorStreamer.{name} no longer exists"
 
 
-def test_generation_modules_carry_the_marks_that_decoding_looks_for():
+def test_modules_have_the_hook_attributes_that_the_decoder_reads():
     module = torch.nn.Linear(1, 1)
     assert hasattr(module, "_forward_hooks") and hasattr(module, "_forward_pre_hooks")
     assert hasattr(GenerationConfig(), "max_length")

@@ -51,5 +51,6 @@ def test_scripts_from_configuration_to_dry_push(work):
     assert 4 < evaluation["loss"] < 7 and evaluation["num_stories"] == 4
     assert "0 problems" in printed["doctor.py", f"--model={best}"]
     assert (
-        "nothing was sent" in printed["push_to_hub.py", f"--run={run}", "--repo_id=tester/tales", "--dry_run"]
+        "nothing was uploaded"
+        in printed["push_to_hub.py", f"--run={run}", "--repo_id=tester/tales", "--dry_run"]
     )

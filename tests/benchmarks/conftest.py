@@ -1,4 +1,4 @@
-"""The benchmarks are scripts beside the package; their shared parts are imported as they import them."""
+"""Put benchmarks/ on the import path, as a benchmark script does."""
 
 import sys
 

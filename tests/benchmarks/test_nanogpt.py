@@ -1,4 +1,4 @@
-"""nanoGPT's weights in our model: the same function, written out here as its README and file describe it."""
+"""nanoGPT's weights in our model compute the same function, written here from its README and file."""
 
 import json
 import pickle
@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from measuring import Finished, Line
-from nanogpt import from_state_dict, iterations, write_data
+from harness import Line, ProcessResult
+from nanogpt import from_state_dict, read_iterations, write_data
 from random_tokens import write_random_tokens
 from torch.nn import functional as F
 
@@ -48,17 +48,17 @@ def nanogpt_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def test_its_weights_give_its_logits():
+def test_nanogpt_weights_give_nanogpt_logits():
     weights, ids = state_dict(), torch.randint(50, (3, 24))
     expected = nanogpt_logits(weights, ids)
     ours = from_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]}, ARGS)
     assert (ours(ids).logits - expected).abs().max() < 1e-4
-    assert expected.std() > 0.5  # the difference would not show in logits that are all alike
+    assert expected.std() > 0.5  # nearly equal logits would hide a difference
     with pytest.raises(ValueError, match="--bias=False"):
         from_state_dict(weights, ARGS | {"bias": True})
 
 
-def test_its_data_are_our_tokens(tmp_path):
+def test_nanogpt_data_are_our_tokens(tmp_path):
     write_random_tokens(tmp_path / "ours", vocab_size=300, num_tokens=2000)
     folder = write_data(tmp_path / "ours", tmp_path / "theirs")
     ours = np.fromfile(tmp_path / "ours" / "train.bin", dtype="<u2")
@@ -70,9 +70,12 @@ def test_its_data_are_our_tokens(tmp_path):
     assert ours.max() < 300 and np.bincount(ours)[1] > 5 * np.bincount(ours, minlength=300)[50]
 
 
-def test_its_lines_are_read():
+def test_nanogpt_lines_are_parsed():
     lines = ["number of parameters: 8.86M", "iter 0: loss 9.2103, time 1500.25ms, mfu -100.00%"]
     lines += ["iter 1: loss nan, time 20.00ms, mfu 3.00%"]
-    read = iterations(Finished([Line(text, second) for second, text in enumerate(lines)], 3.0, 1))
-    assert [(one.number, one.step_seconds, one.at_seconds) for one in read] == [(0, 1.50025, 1), (1, 0.02, 2)]
-    assert read[0].loss == 9.2103 and read[1].loss != read[1].loss
+    found = read_iterations(ProcessResult([Line(text, second) for second, text in enumerate(lines)], 3.0, 1))
+    assert [(one.number, one.step_seconds, one.at_seconds) for one in found] == [
+        (0, 1.50025, 1),
+        (1, 0.02, 2),
+    ]
+    assert found[0].loss == 9.2103 and found[1].loss != found[1].loss

@@ -1,4 +1,4 @@
-"""Token files: their exact bytes, their manifest, and what is refused rather than reused."""
+"""Token files: exact bytes, manifest, and rejection of data with other options."""
 
 import json
 import subprocess
@@ -13,11 +13,11 @@ from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import prepare, sources
-from tinystories_slm.data.prepare import Manifest, open_tokens, prepare_data, prepared
-from tinystories_slm.data.sources import raw_stories
+from tinystories_slm.data.packing import iter_documents
+from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens, prepare_data
+from tinystories_slm.data.sources import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer
-from tinystories_slm.data.windows import read_stories
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 
 GPT2 = SHARED / "data" / "gpt2"
 SMALL = TokenizerArgs(vocab_size=300)
@@ -32,23 +32,23 @@ def data_args(tmp_path: Path, stories: list[str] = STORIES, **options: object) -
     return DataArgs(source=str(source), data_dir=tmp_path / "data", **options)
 
 
-def refusal(data: DataArgs, tokenizer: TokenizerArgs = SMALL) -> str:
-    with pytest.raises(InputError) as refused:
-        prepared(data, tokenizer)
-    line = str(refused.value)
+def error_line(data: DataArgs, tokenizer: TokenizerArgs = SMALL) -> str:
+    with pytest.raises(UserError) as error:
+        ensure_prepared(data, tokenizer)
+    line = str(error.value)
     assert "\n" not in line
     return line
 
 
-def test_three_known_stories_give_exactly_these_bytes(tmp_path: Path) -> None:
-    # A vocabulary of single bytes: after the special 0 comes the byte-level alphabet, from "!" on.
+def test_token_file_bytes_are_pinned(tmp_path: Path) -> None:
+    # A vocabulary of single bytes: id 0 is special, then follows the byte-level alphabet from "!".
     data = data_args(tmp_path, ["!", "#!", "\n", "<|"])
     manifest = prepare_data(data, TokenizerArgs(vocab_size=257))
     tokenizer = load_tokenizer(data.data_dir / "tokenizer")
     bytes_of = {"!": "0100 0000", "#!": "0300 0100 0000", "\n": "c700 0000", "<|": "1c00 5c00 0000"}
     assert tokenizer.convert_tokens_to_ids(["!", "#", "Ċ", "<", "|"]) == [1, 3, 199, 28, 92]
     for split in ("train", "validation"):
-        stories = list(raw_stories(data.data_dir, split))
+        stories = list(iter_raw_stories(data.data_dir, split))
         expected = b"".join(bytes.fromhex(bytes_of[story]) for story in stories)
         assert (data.data_dir / f"{split}.bin").read_bytes() == expected
         assert manifest.splits[split] == {
@@ -58,20 +58,20 @@ def test_three_known_stories_give_exactly_these_bytes(tmp_path: Path) -> None:
         }
 
 
-def test_the_manifest_says_what_the_files_hold(tmp_path: Path) -> None:
+def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    manifest = prepared(data, SMALL)
-    assert manifest == Manifest.load(data.data_dir / "manifest.json") == prepared(data, SMALL)
+    manifest = ensure_prepared(data, SMALL)
+    assert manifest == Manifest.load(data.data_dir / "manifest.json") == ensure_prepared(data, SMALL)
     assert (manifest.token_dtype, manifest.eos_token_id, manifest.vocab_size) == ("uint16", 0, 300)
     assert manifest.source == data.source and manifest.revision.startswith("sha256:")
     tokenizer = load_tokenizer(data.data_dir / "tokenizer")
     total = 0
     for split, counts in manifest.splits.items():
-        stories = list(raw_stories(data.data_dir, split))
+        stories = list(iter_raw_stories(data.data_dir, split))
         tokens = open_tokens(data.data_dir, split, manifest)
-        # One end per story, although a story spells the end's own name.
+        # One end-of-text id per story, although one story contains the text <|endoftext|>.
         assert int((tokens == 0).sum()) == counts["num_stories"] == len(stories)
-        read = [ids.tolist() for ids in read_stories(tokens, manifest.eos_token_id)]
+        read = [ids.tolist() for ids in iter_documents(tokens, manifest.eos_token_id)]
         assert read == encode_stories(tokenizer, stories)
         assert [tokenizer.decode(ids) for ids in read] == stories
         assert counts["num_bytes"] == sum(len(story.encode()) for story in stories)
@@ -79,123 +79,123 @@ def test_the_manifest_says_what_the_files_hold(tmp_path: Path) -> None:
     assert total == len(STORIES)
 
 
-def test_the_files_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_files_do_not_depend_on_num_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_ROW_GROUP_STORIES", 10)
-    monkeypatch.setattr(prepare, "_BYTES_WORTH_A_WORKER", 1)
-    digests = set()
+    monkeypatch.setattr(prepare, "_MIN_BYTES_PER_WORKER", 1)
+    contents = set()
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
         folder.mkdir()
         data = data_args(folder, num_workers=num_workers, validation_fraction=0.02)
         prepare_data(data, SMALL)
-        digests.add(tuple((data.data_dir / f"{split}.bin").read_bytes() for split in ("train", "validation")))
-    assert len(digests) == 1
+        contents.add(
+            tuple((data.data_dir / f"{split}.bin").read_bytes() for split in ("train", "validation"))
+        )
+    assert len(contents) == 1
 
 
-def test_uint32_is_used_when_asked_for(tmp_path: Path) -> None:
+def test_token_dtype_uint32_is_used_if_configured(tmp_path: Path) -> None:
     data = data_args(tmp_path, token_dtype="uint32")
-    manifest = prepared(data, SMALL)
+    manifest = ensure_prepared(data, SMALL)
     tokens = open_tokens(data.data_dir, "train", manifest)
     assert manifest.token_dtype == "uint32" and tokens.dtype == np.dtype("<u4")
     assert tokens.nbytes == 4 * manifest.splits["train"]["num_tokens"]
-    line = refusal(replace(data, token_dtype="uint16"))
-    assert "data.token_dtype is 'uint32' there, 'uint16' here" in line
-    assert "or delete its manifest.json to make it anew" in line
+    line = error_line(replace(data, token_dtype="uint16"))
+    assert "data.token_dtype is 'uint32' (configured: 'uint16')" in line
+    assert "or delete its manifest.json to rebuild the data" in line
 
 
-def test_a_vocabulary_too_large_for_the_type_is_refused(tmp_path: Path) -> None:
+def test_vocabulary_too_large_for_uint16_is_rejected(tmp_path: Path) -> None:
     data = data_args(tmp_path, token_dtype="uint16")
     assert prepare._token_dtype(data, 2**16) == "uint16"
-    with pytest.raises(InputError, match=r"data\.token_dtype \(uint16, 65536 ids\) does not fit .* 65537"):
+    with pytest.raises(UserError, match=r"data\.token_dtype \(uint16, 65536 ids\) is too small for .* 65537"):
         prepare._token_dtype(data, 2**16 + 1)
     assert prepare._token_dtype(replace(data, token_dtype="auto"), 2**16 + 1) == "uint32"
 
 
-def test_all_differences_are_named_in_one_line(tmp_path: Path) -> None:
+def test_error_lists_all_differences_in_one_line(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    prepared(data, SMALL)
-    line = refusal(
-        replace(data, source="builtin", text_column="story", validation="cut", max_stories=9),
+    ensure_prepared(data, SMALL)
+    line = error_line(
+        replace(data, source="builtin", text_column="story", validation_split="holdout", max_stories=9),
         TokenizerArgs(vocab_size=301, max_stories=8),
     )
     for part in (
-        f"data.source is '{data.source}' there, 'builtin' here",
-        "data.text_column is 'text' there, 'story' here",
-        "data.validation is 'auto' there, 'cut' here",
-        "data.max_stories is None there, 9 here",
-        "tokenizer.vocab_size is 300 there, 301 here",
-        "tokenizer.max_stories is 200000 there, 8 here",
-        "Choose another --data.data_dir, or delete that folder",
+        f"data.source is '{data.source}' (configured: 'builtin')",
+        "data.text_column is 'text' (configured: 'story')",
+        "data.validation_split is 'auto' (configured: 'holdout')",
+        "data.max_stories is None (configured: 9)",
+        "tokenizer.vocab_size is 300 (configured: 301)",
+        "tokenizer.max_stories is 200000 (configured: 8)",
+        "Use another --data.data_dir, or delete that folder to rebuild the data",
     ):
         assert part in line
-    line = refusal(data, TokenizerArgs(vocab_size=301))
-    assert "or delete its tokenizer folder and manifest.json to make it anew" in line
-    prepared(replace(data, seq_len=8, num_workers=1), SMALL)  # these change no file
+    line = error_line(data, TokenizerArgs(vocab_size=301))
+    assert "or delete its tokenizer folder and manifest.json to rebuild the data" in line
+    ensure_prepared(replace(data, seq_len=8, num_workers=1), SMALL)  # these options do not affect the files
 
 
-def test_files_changed_since_are_refused(tmp_path: Path) -> None:
+def test_modified_or_missing_files_are_rejected(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    manifest = prepared(data, SMALL)
+    manifest = ensure_prepared(data, SMALL)
     tokenizer_json = data.data_dir / "tokenizer" / "tokenizer.json"
     original = tokenizer_json.read_text()
     tokenizer_json.write_text(original + "\n")
-    assert f"{tokenizer_json} is not the one the token files were made with" in refusal(data)
+    assert f"{tokenizer_json} is not the tokenizer of the token files" in error_line(data)
     tokenizer_json.unlink()
-    assert f"{tokenizer_json.parent} is gone" in refusal(data)
+    assert f"{tokenizer_json.parent} is missing or incomplete" in error_line(data)
     tokenizer_json.write_text(original)
 
     data_args(tmp_path, [*STORIES, "one more"])
-    assert "stories.jsonl' has changed since" in refusal(data)
+    assert "stories.jsonl' has changed from sha256:" in error_line(data)
     data_args(tmp_path)
 
     path = data.data_dir / "train.bin"
     num_bytes = 2 * manifest.splits["train"]["num_tokens"]
     path.write_bytes(path.read_bytes()[:-1])
-    line = refusal(data)
-    assert f"{path} has {num_bytes - 1} bytes where manifest.json promises {num_bytes}" in line
-    assert "manifest.json to make it anew" in line
+    line = error_line(data)
+    assert f"{path} has {num_bytes - 1} bytes, but manifest.json records {num_bytes}" in line
+    assert "manifest.json to rebuild the file" in line
     path.unlink()
-    assert prepared(data, SMALL) == manifest  # what is gone is made again, the same
+    assert ensure_prepared(data, SMALL) == manifest  # a missing file is rebuilt with the same bytes
     assert path.stat().st_size == num_bytes
     (data.data_dir / "manifest.json").write_text("{")
-    assert "manifest.json cannot be read" in refusal(data)
-    (data.data_dir / "manifest.json").unlink()  # the way out that was named
-    assert prepared(data, SMALL) == manifest
+    assert "manifest.json cannot be read" in error_line(data)
+    (data.data_dir / "manifest.json").unlink()  # the fix that the message names
+    assert ensure_prepared(data, SMALL) == manifest
 
 
-def test_a_tokenizer_of_other_stories_is_not_used(tmp_path: Path) -> None:
+def test_tokenizer_of_other_stories_is_rejected(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    prepared(data, SMALL)
-    record = data.data_dir / "tokenizer" / "training.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"revision": "sha256:other"}))
+    ensure_prepared(data, SMALL)
+    manifest = data.data_dir / "tokenizer" / "training.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"revision": "sha256:other"}))
     (data.data_dir / "manifest.json").unlink()
-    assert "sha256:other there" in refusal(data)
+    assert "has changed from sha256:other to" in error_line(data)
 
 
-def test_too_few_tokens_for_a_window_are_refused(tmp_path: Path) -> None:
+def test_fewer_tokens_than_one_window_are_rejected(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    num_tokens = prepared(data, SMALL).splits["train"]["num_tokens"]
-    prepared(replace(data, seq_len=num_tokens), SMALL)
-    line = refusal(replace(data, seq_len=num_tokens + 1))
+    num_tokens = ensure_prepared(data, SMALL).splits["train"]["num_tokens"]
+    ensure_prepared(replace(data, seq_len=num_tokens), SMALL)
+    line = error_line(replace(data, seq_len=num_tokens + 1))
     assert f"data.seq_len ({num_tokens + 1}) is longer than the {num_tokens} training tokens" in line
 
 
-def test_prepared_data_need_neither_source_nor_raw_stories_nor_a_writable_folder(tmp_path: Path) -> None:
+def test_prepared_data_needs_no_source_raw_stories_or_write_access(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    manifest = prepared(data, SMALL)
+    manifest = ensure_prepared(data, SMALL)
     Path(data.source).unlink()
     for path in (data.data_dir / "raw").iterdir():
         path.unlink()
     (data.data_dir / ".lock").unlink()
     data.data_dir.chmod(0o500)
-    assert prepared(data, SMALL) == manifest
+    assert ensure_prepared(data, SMALL) == manifest
     data.data_dir.chmod(0o700)
     assert not (data.data_dir / ".lock").exists()
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_killed_preparation_leaves_no_final_files(tmp_path: Path) -> None:
     data = data_args(tmp_path)
     program = """
 import sys, time
@@ -203,7 +203,7 @@ from pathlib import Path
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import prepare, sources
 
-def slowly(self, row_group):
+def encode_slowly(self, row_group):
     print("encoding", row_group, flush=True)
     time.sleep(0.3)
     return encode(self, row_group)
@@ -211,7 +211,7 @@ def slowly(self, row_group):
 if __name__ == "__main__":
     sources._ROW_GROUP_STORIES = 3
     encode = prepare._RowGroupEncoder.__call__
-    prepare._RowGroupEncoder.__call__ = slowly
+    prepare._RowGroupEncoder.__call__ = encode_slowly
     data = DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2]), seq_len=16, validation_fraction=0.3)
     prepare.prepare_data(data, TokenizerArgs(vocab_size=300))
 """
@@ -220,30 +220,30 @@ if __name__ == "__main__":
         assert process.stdout.readline() == "encoding 0\n"
         assert process.stdout.readline() == "encoding 1\n"
         process.kill()
-    left = {path.name for path in data.data_dir.iterdir()}
-    assert left >= {"raw", "tokenizer", "train.bin.partial"}
-    assert not left & {"train.bin", "validation.bin", "manifest.json"}
-    manifest = prepared(data, SMALL)
+    names = {path.name for path in data.data_dir.iterdir()}
+    assert names >= {"raw", "tokenizer", "train.bin.partial"}
+    assert not names & {"train.bin", "validation.bin", "manifest.json"}
+    manifest = ensure_prepared(data, SMALL)
     assert open_tokens(data.data_dir, "train", manifest).size == manifest.splits["train"]["num_tokens"]
     assert not [path for path in data.data_dir.iterdir() if path.name.endswith(".partial")]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find processes")
+def test_workers_exit_after_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text("""
 import os, sys, time
 from tinystories_slm.data import prepare
 
-def slow(row_group):
+def encode_slowly(row_group):
     print(os.getpid(), flush=True)
     time.sleep(600)
 
-def make():
-    return slow
+def make_encoder():
+    return encode_slowly
 
 if __name__ == "__main__":
-    list(prepare._in_order(make, 4, 2))
+    list(prepare._map_ordered(make_encoder, 4, 2))
 """)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         workers = {int(process.stdout.readline()) for _ in range(2)}
@@ -262,9 +262,9 @@ def _is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not GPT2.exists(), reason="needs the GPT-2 tokenizer in shared/data/gpt2")
-def test_an_existing_tokenizer_ends_stories_with_its_own_token(tmp_path: Path) -> None:
+def test_pretrained_tokenizer_separates_stories_with_its_eos(tmp_path: Path) -> None:
     data = data_args(tmp_path)
-    manifest = prepared(data, TokenizerArgs(pretrained=str(GPT2)))
+    manifest = ensure_prepared(data, TokenizerArgs(pretrained=str(GPT2)))
     assert (manifest.eos_token_id, manifest.vocab_size, manifest.token_dtype) == (50256, 50257, "uint16")
     tokens = open_tokens(data.data_dir, "train", manifest)
     assert int((tokens == 50256).sum()) == manifest.splits["train"]["num_stories"]

@@ -1,4 +1,4 @@
-"""Sources: every form gives the same stories, a cut never moves a story, and mistakes cost one line."""
+"""Sources: same stories from every format, stable holdout split, and one-line error messages."""
 
 import json
 import subprocess
@@ -17,18 +17,18 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import builtin
-from tinystories_slm.data import hub as hub_room
+from tinystories_slm.data import hub as hub_module
 from tinystories_slm.data.sources import (
-    RawStories,
+    RawManifest,
     download_data,
     in_validation,
+    iter_raw_stories,
     load_stories,
-    raw_stories,
     resolve_revision,
 )
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 
 STORIES = ["Tom ran.", "x", "Zoë saw a 🦊.\n\nIt hid.", "  Sue sat. ", "Tom ran."]
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -50,9 +50,9 @@ def write_text(path: Path, stories: list[str]) -> Path:
     return path
 
 
-def whole(source: Path | str, split: str = "train", **options: object) -> list[str]:
-    """Every story of a split, none cut off."""
-    dataset = load_stories(str(source), split, validation=None, **options)
+def load_split(source: Path | str, split: str = "train", **options: object) -> list[str]:
+    """Every story of a split, without a holdout split."""
+    dataset = load_stories(str(source), split, validation_split=None, **options)
     assert dataset.column_names == ["text"]
     return list(dataset["text"])
 
@@ -61,55 +61,55 @@ def data_args(tmp_path: Path, source: Path | str, **options: object) -> DataArgs
     return DataArgs(source=str(source), data_dir=tmp_path / "data", **options)
 
 
-def complaint(tmp_path: Path, source: Path | str, **options: object) -> str:
-    """The one line that a download of `source` is refused with; nothing must be left behind."""
+def error_line(tmp_path: Path, source: Path | str, **options: object) -> str:
+    """Return the one-line error of a failed download of `source`, and check that it left no files."""
     args = data_args(tmp_path, source, **options)
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(UserError) as error:
         download_data(args)
     assert not (args.data_dir / "raw").exists() and not (args.data_dir / "raw.partial").exists()
-    line = str(refusal.value)
+    line = str(error.value)
     assert "\n" not in line
     return line
 
 
-# ------------------------------------------------------------------------------------ three file formats
+# ------------------------------------------------------------------------------------------ file formats
 
 
-def test_parquet_and_jsonl_keep_a_story_as_it_is(tmp_path: Path) -> None:
-    assert whole(write_parquet(tmp_path / "a.parquet", STORIES)) == STORIES
-    assert whole(write_jsonl(tmp_path / "a.jsonl", STORIES)) == STORIES
-    assert whole(write_jsonl(tmp_path / "b.jsonl", STORIES, "story"), text_column="story") == STORIES
+def test_parquet_and_jsonl_keep_stories_unchanged(tmp_path: Path) -> None:
+    assert load_split(write_parquet(tmp_path / "a.parquet", STORIES)) == STORIES
+    assert load_split(write_jsonl(tmp_path / "a.jsonl", STORIES)) == STORIES
+    assert load_split(write_jsonl(tmp_path / "b.jsonl", STORIES, "story"), text_column="story") == STORIES
 
 
-def test_text_splits_at_end_of_text_and_strips_what_surrounds_a_story(tmp_path: Path) -> None:
-    assert whole(write_text(tmp_path / "a.txt", STORIES)) == [story.strip() for story in STORIES]
+def test_text_splits_at_end_of_text_and_strips_white_space(tmp_path: Path) -> None:
+    assert load_split(write_text(tmp_path / "a.txt", STORIES)) == [story.strip() for story in STORIES]
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.<|endoftext|>Three.\n\n\n")
-    assert whole(tmp_path / "b.txt") == ["One.\nTwo.", "Three."]
+    assert load_split(tmp_path / "b.txt") == ["One.\nTwo.", "Three."]
 
 
-def test_a_text_story_may_span_the_pieces_a_file_is_read_in(tmp_path: Path) -> None:
+def test_text_story_may_span_several_read_chunks(tmp_path: Path) -> None:
     stories = ["ä" * 700_001, "b" * (2**20 - 15), "é", "c" * 2_500_000]
-    assert whole(write_text(tmp_path / "a.txt", stories)) == stories
+    assert load_split(write_text(tmp_path / "a.txt", stories)) == stories
 
 
-def test_nulls_and_blank_stories_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_null_and_blank_stories_are_dropped_and_counted(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in" / "train.parquet", ["a", None, "", " \n\t", "b", None])
     write_parquet(tmp_path / "in" / "validation.parquet", ["c", ""])
     folder = download_data(data_args(tmp_path, tmp_path / "in"))
-    assert RawStories.load(folder / "source.json").splits == {
+    assert RawManifest.load(folder / "source.json").splits == {
         "train": {"num_stories": 2, "num_bytes": 2, "num_empty_dropped": 2, "num_null_dropped": 2},
         "validation": {"num_stories": 1, "num_bytes": 1, "num_empty_dropped": 1, "num_null_dropped": 0},
     }
-    assert list(raw_stories(tmp_path / "data", "train")) == ["a", "b"]
+    assert list(iter_raw_stories(tmp_path / "data", "train")) == ["a", "b"]
 
 
-def test_every_string_type_of_parquet_is_text(tmp_path: Path) -> None:
+def test_every_parquet_string_type_is_read(tmp_path: Path) -> None:
     for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
         pq.write_table(pa.table({"text": pa.array(["a", None, "a"]).cast(kind)}), tmp_path / "a.parquet")
-        assert whole(tmp_path / "a.parquet") == ["a", "a"]
+        assert load_split(tmp_path / "a.parquet") == ["a", "a"]
 
 
-def test_a_folder_of_several_formats_gives_its_parquet_by_split(
+def test_folder_with_several_formats_uses_parquet_by_split(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_parquet(tmp_path / "train-00001-of-00002.parquet", ["second"])
@@ -118,30 +118,30 @@ def test_a_folder_of_several_formats_gives_its_parquet_by_split(
     write_parquet(tmp_path / "test" / "0.parquet", ["tested"])
     write_parquet(tmp_path / ".hidden" / "train.parquet", ["hidden"])
     write_jsonl(tmp_path / "train.jsonl", ["not read"])
-    assert whole(tmp_path) == ["first", "second"]
-    assert whole(tmp_path, "validation") == ["held out"]
-    assert whole(tmp_path, "test") == ["tested"]
-    assert "reading .parquet, leaving out .jsonl" in caplog.text
+    assert load_split(tmp_path) == ["first", "second"]
+    assert load_split(tmp_path, "validation") == ["held out"]
+    assert load_split(tmp_path, "test") == ["tested"]
+    assert "reading .parquet files, skipping .jsonl files" in caplog.text
 
 
-def test_files_that_name_no_split_are_for_training(tmp_path: Path) -> None:
+def test_files_without_a_split_name_are_for_training(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", ["1"])
     write_text(tmp_path / "dev.txt", ["2"])
-    assert (whole(tmp_path), whole(tmp_path, "validation")) == (["1"], ["2"])
+    assert (load_split(tmp_path), load_split(tmp_path, "validation")) == (["1"], ["2"])
     write_text(tmp_path / "my_train.txt", ["3"])
-    assert whole(tmp_path) == ["3"]
+    assert load_split(tmp_path) == ["3"]
 
 
-# ------------------------------------------------------------------------------------------------ the cut
+# ------------------------------------------------------------------------------------------ holdout split
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(min_size=1), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_cut_contains_the_smaller(story: str, one: float, other: float) -> None:
+def test_larger_holdout_contains_the_smaller(story: str, one: float, other: float) -> None:
     assert in_validation(story, min(one, other)) <= in_validation(story, max(one, other))
 
 
-def test_a_cut_takes_its_share() -> None:
+def test_holdout_takes_the_configured_fraction() -> None:
     taken = sum(in_validation(f"story {number}", 0.05) for number in range(20_000))
     assert 900 < taken < 1100
     assert in_validation("Tom ran.", 0.389) and not in_validation("Tom ran.", 0.388)  # sha256: 0.3884
@@ -149,59 +149,62 @@ def test_a_cut_takes_its_share() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.text("abc ", min_size=1, max_size=3).filter(str.strip), min_size=40, max_size=80))
-def test_a_story_never_changes_sides_as_the_data_grows(
+def test_story_stays_in_its_split_as_the_data_grows(
     tmp_path_factory: pytest.TempPathFactory, stories: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("growing")
-    sides: list[dict[str, set[str]]] = []
-    stories += ["one", "two", "three", "four", "five", "six"]  # enough for both sides
+    splits: list[dict[str, set[str]]] = []
+    stories += ["one", "two", "three", "four", "five", "six"]  # enough for both splits
     for number, part in enumerate((stories[::-1], stories + [f"more {i}" for i in range(50)])):
         source = str(write_jsonl(folder / f"{number}.jsonl", part))
         read = {
             split: list(load_stories(source, split, validation_fraction=0.4)["text"])
             for split in ("train", "validation")
         }
-        assert sorted(read["train"] + read["validation"]) == sorted(part)  # none lost, none twice
-        sides.append({split: set(found) for split, found in read.items()})
-        assert not sides[-1]["train"] & sides[-1]["validation"]
-    assert sides[0]["train"] <= sides[1]["train"] and sides[0]["validation"] <= sides[1]["validation"]
+        assert sorted(read["train"] + read["validation"]) == sorted(part)  # no story is lost or duplicated
+        splits.append({split: set(found) for split, found in read.items()})
+        assert not splits[-1]["train"] & splits[-1]["validation"]
+    assert splits[0]["train"] <= splits[1]["train"] and splits[0]["validation"] <= splits[1]["validation"]
 
 
-def test_own_validation_is_kept_unless_a_cut_is_asked_for(tmp_path: Path) -> None:
+def test_holdout_option_replaces_the_validation_split(tmp_path: Path) -> None:
     stories = [f"story {number}" for number in range(100)]
     write_parquet(tmp_path / "train.parquet", stories)
     write_parquet(tmp_path / "validation.parquet", ["own"])
     assert list(load_stories(str(tmp_path), "validation")["text"]) == ["own"]
-    cut = {s: list(load_stories(str(tmp_path), s, validation="cut")["text"]) for s in ("train", "validation")}
-    assert cut["validation"] == [story for story in stories if in_validation(story, 0.05)]
-    assert cut["train"] == [story for story in stories if not in_validation(story, 0.05)]
+    holdout = {
+        s: list(load_stories(str(tmp_path), s, validation_split="holdout")["text"])
+        for s in ("train", "validation")
+    }
+    assert holdout["validation"] == [story for story in stories if in_validation(story, 0.05)]
+    assert holdout["train"] == [story for story in stories if not in_validation(story, 0.05)]
 
 
-def test_max_stories_counts_training_stories_before_the_cut(tmp_path: Path) -> None:
+def test_max_stories_applies_before_the_holdout_split(tmp_path: Path) -> None:
     source = str(write_jsonl(tmp_path / "a.jsonl", ["", *(f"story {number}" for number in range(100))]))
     options = {"validation_fraction": 0.3, "max_stories": 50}
     read = [list(load_stories(source, split, **options)["text"]) for split in ("train", "validation")]
     assert sorted([*read[0], *read[1]]) == sorted(f"story {number}" for number in range(50))
 
 
-def test_builtin_is_told_and_cut(tmp_path: Path) -> None:
+def test_builtin_corpus_is_generated_and_split(tmp_path: Path) -> None:
     args = data_args(tmp_path, "builtin", max_stories=200)
     folder = download_data(args)
-    record = RawStories.load(folder / "source.json")
-    assert record.revision == f"grammar {builtin.VERSION}"
-    sides = {split: list(raw_stories(args.data_dir, split)) for split in ("train", "validation")}
-    told = list(builtin.tell_stories(200, seed=0))
-    assert sides["validation"] == [story for story in told if in_validation(story, 0.05)]
-    assert sides["train"] == [story for story in told if not in_validation(story, 0.05)]
-    for split, stories in sides.items():
-        assert record.splits[split]["num_stories"] == len(stories)
-        assert record.splits[split]["num_bytes"] == sum(len(story.encode()) for story in stories)
+    manifest = RawManifest.load(folder / "source.json")
+    assert manifest.revision == f"grammar {grammar.VERSION}"
+    splits = {split: list(iter_raw_stories(args.data_dir, split)) for split in ("train", "validation")}
+    corpus = list(grammar.generate_corpus(200, seed=0))
+    assert splits["validation"] == [story for story in corpus if in_validation(story, 0.05)]
+    assert splits["train"] == [story for story in corpus if not in_validation(story, 0.05)]
+    for split, stories in splits.items():
+        assert manifest.splits[split]["num_stories"] == len(stories)
+        assert manifest.splits[split]["num_bytes"] == sum(len(story.encode()) for story in stories)
 
 
-# ------------------------------------------------------------------------ finished once, never overwritten
+# -------------------------------------------------------------------------------------- existing downloads
 
 
-def test_a_second_download_leaves_the_first_as_it_is(tmp_path: Path) -> None:
+def test_existing_download_is_kept(tmp_path: Path) -> None:
     args = data_args(tmp_path, write_jsonl(tmp_path / "a.jsonl", STORIES), validation_fraction=0.5)
     folder = download_data(args)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -210,47 +213,49 @@ def test_a_second_download_leaves_the_first_as_it_is(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_other_settings_and_changed_files_are_refused(tmp_path: Path) -> None:
+def test_other_options_and_changed_files_are_rejected(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", STORIES)
     download_data(data_args(tmp_path, source, validation_fraction=0.5))
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(UserError) as error:
         download_data(data_args(tmp_path, "builtin", validation_fraction=0.4, max_stories=9))
     for part in (
-        f"data.source is '{source}' there, 'builtin' here",
-        "data.validation_fraction is 0.5 there, 0.4 here",
-        "data.max_stories is None there, 9 here",
-        "Choose another --data.data_dir, or delete",
+        f"data.source is '{source}' (configured: 'builtin')",
+        "data.validation_fraction is 0.5 (configured: 0.4)",
+        "data.max_stories is None (configured: 9)",
+        "Use another --data.data_dir, or delete",
     ):
-        assert part in str(refusal.value)
+        assert part in str(error.value)
     write_jsonl(source, [*STORIES, "One more."])
-    with pytest.raises(InputError, match=r"a\.jsonl' has changed since: sha256:\w+ there, sha256:\w+ now"):
+    with pytest.raises(UserError, match=r"a\.jsonl' has changed from sha256:\w+ to sha256:\w+"):
         download_data(data_args(tmp_path, source, validation_fraction=0.5))
 
 
-def test_downloaded_stories_outlive_their_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_downloaded_stories_are_used_after_the_source_is_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     args = data_args(tmp_path, write_jsonl(tmp_path / "a.jsonl", STORIES), validation_fraction=0.5)
     download_data(args)
     (tmp_path / "a.jsonl").unlink()
     download_data(args)
-    assert "a.jsonl is gone; going on" in caplog.text
+    assert "a.jsonl no longer exists; using the stories downloaded from it earlier" in caplog.text
 
 
-def test_a_killed_download_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_killed_download_leaves_no_final_files(tmp_path: Path) -> None:
     source = write_text(tmp_path / "a.txt", [f"story {number}" for number in range(100)])
     args = data_args(tmp_path, source)
     program = """
 import sys, time
 from pathlib import Path
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import formats, sources
+from tinystories_slm.data import file_formats, sources
 
-def endless(path, text_column):
+def read_forever(path, text_column):
     print("reading", flush=True)
     while True:
         time.sleep(0.0001)
-        yield "A story that never comes to its end. " * 1000
+        yield "One more sentence of an endless file. " * 1000
 
-formats.READERS[".txt"] = endless
+file_formats.READERS[".txt"] = read_forever
 sources.download_data(DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2])))
 """
     command = [sys.executable, "-c", program, str(source), str(args.data_dir)]
@@ -260,16 +265,16 @@ sources.download_data(DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2])))
         process.kill()
     assert (args.data_dir / "raw.partial" / "train.parquet").stat().st_size > 0
     assert not (args.data_dir / "raw").exists()
-    assert RawStories.load(download_data(args) / "source.json").splits["train"]["num_stories"] > 80
+    assert RawManifest.load(download_data(args) / "source.json").splits["train"]["num_stories"] > 80
     assert not (args.data_dir / "raw.partial").exists()
 
 
-def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
-    assert whole(write_jsonl(tmp_path / "a.jsonl", ["old"])) == ["old"]
-    assert whole(write_jsonl(tmp_path / "a.jsonl", ["new"])) == ["new"]
+def test_changed_file_is_not_read_from_a_cache(tmp_path: Path) -> None:
+    assert load_split(write_jsonl(tmp_path / "a.jsonl", ["old"])) == ["old"]
+    assert load_split(write_jsonl(tmp_path / "a.jsonl", ["new"])) == ["new"]
 
 
-def test_the_revision_of_files_is_what_sha256sum_says(tmp_path: Path) -> None:
+def test_revision_of_files_matches_sha256sum(tmp_path: Path) -> None:
     one = write_text(tmp_path / "a.txt", ["1"])
     write_text(tmp_path / "b.txt", ["2"])
     (tmp_path / "README.md").write_text("not a story")
@@ -286,23 +291,23 @@ def test_the_revision_of_files_is_what_sha256sum_says(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    """A Hub that knows one dataset at one commit; it notes what was loaded."""
-    seen: dict[str, object] = {}
+    """Fake Hub with one dataset at one commit; the dict records the arguments of the last load."""
+    loaded: dict[str, object] = {}
 
-    def refusal(kind: type[Exception]) -> Exception:
+    def http_error(kind: type[Exception]) -> Exception:
         return kind("no", response=SimpleNamespace(headers={}, request=None, status_code=404))
 
     def dataset_info(
         self: object, name: str, *, revision: str | None = None, timeout: float
     ) -> SimpleNamespace:
         if name != "someone/stories":
-            raise refusal(RepositoryNotFoundError)
+            raise http_error(RepositoryNotFoundError)
         if revision not in (None, "main"):
-            raise refusal(RevisionNotFoundError)
+            raise http_error(RevisionNotFoundError)
         return SimpleNamespace(sha=SHA)
 
     def load_dataset(name: str, *, revision: str) -> datasets.DatasetDict:
-        seen.update(name=name, revision=revision)
+        loaded.update(name=name, revision=revision)
         splits = {"train": [f"story {i}" for i in range(20)] + [None, " "], "validation": ["own"]}
         return datasets.DatasetDict(
             {
@@ -313,123 +318,131 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    yield seen
+    yield loaded
 
 
-def test_a_hub_dataset_is_loaded_at_the_commit_that_is_recorded(
-    tmp_path: Path, hub: dict[str, object]
-) -> None:
+def test_hub_dataset_is_loaded_at_the_recorded_commit(tmp_path: Path, hub: dict[str, object]) -> None:
     args = data_args(tmp_path, "someone/stories", text_column="story", revision="main")
-    record = RawStories.load(download_data(args) / "source.json")
+    manifest = RawManifest.load(download_data(args) / "source.json")
     assert hub == {"name": "someone/stories", "revision": SHA}
-    assert (record.revision, record.requested_revision) == (SHA, "main")
-    assert record.splits["train"] == {
+    assert (manifest.revision, manifest.requested_revision) == (SHA, "main")
+    assert manifest.splits["train"] == {
         "num_stories": 20,
         "num_bytes": sum(len(f"story {i}") for i in range(20)),
         "num_empty_dropped": 1,
         "num_null_dropped": 1,
     }
-    for revision in (None, "main", SHA):  # all of them are what is there; the Hub is not asked again
+    for revision in (None, "main", SHA):  # all match the existing download; no Hub request
         download_data(data_args(tmp_path, "someone/stories", text_column="story", revision=revision))
-    with pytest.raises(InputError, match=r"data\.revision is 'main' there, 'v2' here"):
+    with pytest.raises(UserError, match=r"data\.revision is 'main' \(configured: 'v2'\)"):
         download_data(data_args(tmp_path, "someone/stories", text_column="story", revision="v2"))
 
 
-def test_a_commit_needs_no_look_up(hub: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_revision_needs_no_hub_request(
+    hub: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(huggingface_hub.HfApi, "dataset_info")
-    assert whole("someone/stories", "validation", text_column="story", revision=SHA) == ["own"]
+    assert load_split("someone/stories", "validation", text_column="story", revision=SHA) == ["own"]
 
 
 @pytest.mark.usefixtures("hub")
-def test_mistakes_about_a_hub_dataset(tmp_path: Path) -> None:
-    assert "neither a path here nor a dataset on the Hub" in complaint(tmp_path, "no/such")
-    assert "neither a path here nor a dataset on the Hub" in complaint(tmp_path, "two words")
-    assert "no branch, tag or commit of someone/stories" in complaint(
+def test_hub_dataset_errors(tmp_path: Path) -> None:
+    assert "neither an existing path nor a dataset on the Hub" in error_line(tmp_path, "no/such")
+    assert "neither an existing path nor a dataset on the Hub" in error_line(tmp_path, "two words")
+    assert "is not a branch, tag or commit of someone/stories" in error_line(
         tmp_path, "someone/stories", revision="v9"
     )
-    assert "no column 'text', only 'story', 'n'" in complaint(tmp_path, "someone/stories")
-    assert "holds int64, not text, in column 'n'" in complaint(tmp_path, "someone/stories", text_column="n")
+    assert "no column 'text', only 'story', 'n'" in error_line(tmp_path, "someone/stories")
+    assert "column 'n' must contain strings, not int64" in error_line(
+        tmp_path, "someone/stories", text_column="n"
+    )
 
 
-def test_an_unreachable_hub_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_when_the_hub_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dataset_info(*_: object, **__: object) -> None:
         raise ConnectionError("Name or service not known\nwith a long trace")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    line = complaint(tmp_path, "someone/stories")
-    assert "no path here, and the Hub could not be asked" in line and "Name or service not known" in line
+    line = error_line(tmp_path, "someone/stories")
+    assert (
+        "not an existing path, and the Hub cannot be reached" in line and "Name or service not known" in line
+    )
 
 
-# ---------------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------------------------ errors
 
 
-def test_mistakes_about_paths(tmp_path: Path) -> None:
+def test_path_errors(tmp_path: Path) -> None:
     for source in ("./none", "none.parquet", "/no/where", "~/none-of-it", "a/b/c", ""):
-        assert "does not exist" in complaint(tmp_path, source)
+        assert "does not exist" in error_line(tmp_path, source)
     (tmp_path / "a.csv").write_text("text\n")
-    assert "must end in one of .parquet, .jsonl, .json, .txt" in complaint(tmp_path, tmp_path / "a.csv")
+    assert "must end in one of .parquet, .jsonl, .json, .txt" in error_line(tmp_path, tmp_path / "a.csv")
     (tmp_path / "folder").mkdir()
-    assert "holds no file that ends in" in complaint(tmp_path, tmp_path / "folder")
+    assert "must contain a file that ends in" in error_line(tmp_path, tmp_path / "folder")
     source = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    assert "data.revision (main) is for datasets on the Hub" in complaint(tmp_path, source, revision="main")
+    assert "data.revision (main) is only for datasets on the Hub" in error_line(
+        tmp_path, source, revision="main"
+    )
 
 
-def test_mistakes_inside_files_name_the_place(tmp_path: Path) -> None:
+def test_file_errors_give_the_position(tmp_path: Path) -> None:
     def line(name: str, content: bytes, **options: object) -> str:
         (tmp_path / name).write_bytes(content)
-        return complaint(tmp_path, tmp_path / name, **options)
+        return error_line(tmp_path, tmp_path / name, **options)
 
     assert "a.txt has no <|endoftext|> between its stories" in line("a.txt", b"One.\n\nTwo.\n")
     assert "a.txt is not valid UTF-8 at byte 16 (0xff)" in line("a.txt", b"a<|endoftext|>bc\xff<|endoftext|>")
     assert "a.jsonl, line 2 is not valid JSON" in line("a.jsonl", b'{"text": "a"}\n{"text": \n')
     assert "a.jsonl is not valid UTF-8 at byte 24" in line("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n')
-    assert "line 1 is no JSON object" in line("a.json", b'[{"text": "a"}]')
-    assert "line 1 has no 'text', only 'story'; set data.text_column" in line("a.jsonl", b'{"story": "a"}')
-    assert "line 1 holds int, not text" in line("a.jsonl", b'{"text": 3}')
-    assert "line 1 holds an escape (\\ud800) that is no character" in line("a.jsonl", b'{"text": "\\ud800"}')
-    assert "cannot be read as parquet" in line("a.parquet", b"PAR1 and then nothing of the kind PAR1")
+    assert "line 1 is not a JSON object" in line("a.json", b'[{"text": "a"}]')
+    assert "line 1 has no key 'text', only 'story'; set data.text_column" in line(
+        "a.jsonl", b'{"story": "a"}'
+    )
+    assert "line 1: 'text' must be a string, not int" in line("a.jsonl", b'{"text": 3}')
+    assert "line 1 contains an unpaired surrogate (\\ud800)" in line("a.jsonl", b'{"text": "\\ud800"}')
+    assert "cannot be read as parquet" in line("a.parquet", b"PAR1 not a parquet file PAR1")
 
     write_parquet(tmp_path / "b.parquet", STORIES, column="story")
-    assert "no column 'text', only 'id', 'story'" in complaint(tmp_path, tmp_path / "b.parquet")
-    assert "holds int64, not text" in complaint(tmp_path, tmp_path / "b.parquet", text_column="id")
+    assert "no column 'text', only 'id', 'story'" in error_line(tmp_path, tmp_path / "b.parquet")
+    assert "must contain strings, not int64" in error_line(tmp_path, tmp_path / "b.parquet", text_column="id")
     truncated = (tmp_path / "b.parquet").read_bytes()[:-20]
     assert "cannot be read as parquet" in line("c.parquet", truncated, text_column="story")
 
 
-def test_mistakes_about_splits(tmp_path: Path) -> None:
+def test_split_errors(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
-    with pytest.raises(InputError, match=r"no split 'test', only 'train'"):
+    with pytest.raises(UserError, match=r"no split 'test', only 'train'"):
         load_stories(str(source), "test")
-    with pytest.raises(InputError, match=r"no split 'validation', only 'train'"):
-        load_stories(str(source), "validation", validation=None)
-    assert "no split 'train', only 'validation'" in complaint(
+    with pytest.raises(UserError, match=r"no split 'validation', only 'train'"):
+        load_stories(str(source), "validation", validation_split=None)
+    assert "no split 'train', only 'validation'" in error_line(
         tmp_path, write_jsonl(tmp_path / "dev.jsonl", ["a"])
     )
-    line = complaint(tmp_path, source, validation_fraction=0.0001)
-    assert "leaves no validation stories (data.validation_fraction is 0.0001)" in line
-    assert "leaves no train stories" in complaint(tmp_path, source, validation_fraction=0.9999)
+    line = error_line(tmp_path, source, validation_fraction=0.0001)
+    assert "has no validation stories (data.validation_fraction is 0.0001)" in line
+    assert "has no train stories" in error_line(tmp_path, source, validation_fraction=0.9999)
     (tmp_path / "empty.jsonl").write_text("\n")
-    assert "leaves no train stories" in complaint(tmp_path, tmp_path / "empty.jsonl")
+    assert "has no train stories" in error_line(tmp_path, tmp_path / "empty.jsonl")
 
 
-def test_a_data_dir_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"data\.data_dir .* cannot be written to"):
+def test_unwritable_data_dir_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(UserError, match=r"data\.data_dir .* cannot be written to"):
         download_data(DataArgs(data_dir=tmp_path / "file" / "data", max_stories=10))
     (tmp_path / "data" / "raw").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"raw is there but was not finished by this program"):
+    with pytest.raises(UserError, match=r"raw exists, but this program did not complete it"):
         download_data(DataArgs(data_dir=tmp_path / "data", max_stories=10))
 
 
-def test_the_real_loader_reads_a_folder_of_the_hubs_shape(tmp_path: Path) -> None:
+def test_load_splits_reads_a_folder_with_hub_file_names(tmp_path: Path) -> None:
     folder = tmp_path / "stories" / "data"
     folder.mkdir(parents=True)
     for split, texts in (("train", ["One.", "Two."]), ("validation", ["Three."])):
         table = pa.table({"text": texts, "n": [1] * len(texts)})
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
-    splits = hub_room.load_splits(str(folder.parent), None, "text")
+    splits = hub_module.load_splits(str(folder.parent), None, "text")
 
-    assert {name: list(hub_room.texts(split, "text")) for name, split in splits.items()} == {
+    assert {name: list(hub_module.iter_column(split, "text")) for name, split in splits.items()} == {
         "train": ["One.", "Two."],
         "validation": ["Three."],
     }

@@ -1,4 +1,4 @@
-"""The tokenizer: exact round trips, honest files, and nothing learned from validation stories."""
+"""Tokenizer: exact round trips, correct files, and training on training stories only."""
 
 import json
 import subprocess
@@ -14,16 +14,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import tokenizer as tokenizer_module
-from tinystories_slm.data.sources import raw_stories
+from tinystories_slm.data.sources import iter_raw_stories
 from tinystories_slm.data.tokenizer import (
-    TokenizerRecord,
+    TokenizerManifest,
     encode_stories,
-    learn_bpe,
     load_tokenizer,
     save_tokenizer,
+    train_bpe,
     train_tokenizer,
 )
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 
 GPT2 = SHARED / "data" / "gpt2"
 needs_gpt2 = pytest.mark.skipif(not GPT2.exists(), reason="needs the GPT-2 tokenizer in shared/data/gpt2")
@@ -33,7 +33,7 @@ SMALL = TokenizerArgs(vocab_size=400)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataArgs:
-    """A data folder of 300 built-in stories with a vocabulary of 400."""
+    """Options of a data folder with 300 built-in stories and a vocabulary of 400."""
     args = DataArgs(data_dir=tmp_path_factory.mktemp("data"), max_stories=300, seq_len=64)
     train_tokenizer(args, SMALL)
     return args
@@ -44,34 +44,36 @@ def tokenizer(data: DataArgs) -> PreTrainedTokenizerFast:
     return load_tokenizer(data.data_dir / "tokenizer")
 
 
-def test_the_vocabulary_is_as_asked(data: DataArgs, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_vocabulary_and_manifest_match_the_options(
+    data: DataArgs, tokenizer: PreTrainedTokenizerFast
+) -> None:
     assert len(tokenizer) == 400
     assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == 0
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
     assert tokenizer.model_max_length == 64
-    record = TokenizerRecord.load(data.data_dir / "tokenizer" / "training.json")
-    assert (record.vocab_size, record.requested_vocab_size, record.eos_token_id) == (400, 400, 0)
-    stories = list(raw_stories(data.data_dir, "validation"))
+    manifest = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
+    assert (manifest.vocab_size, manifest.requested_vocab_size, manifest.eos_token_id) == (400, 400, 0)
+    stories = list(iter_raw_stories(data.data_dir, "validation"))
     num_bytes = sum(len(story.encode()) for story in stories)
-    assert record.bytes_per_token == num_bytes / sum(map(len, encode_stories(tokenizer, stories))) > 1.8
+    assert manifest.bytes_per_token == num_bytes / sum(map(len, encode_stories(tokenizer, stories))) > 1.8
 
 
 @given(st.text())
 @example("Once  upon\u00a0a   time\n\n\t \r\n <|endoftext|><|endoftext|> 🦊👩‍👧 \x00\x1b e\u0301 \uff46 ")
-def test_every_text_comes_back_exactly(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_every_text_round_trips_exactly(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     (ids,) = encode_stories(tokenizer, [text])
     assert tokenizer.decode(ids) == text
-    assert 0 not in ids  # whatever the text says, it does not end the story
+    assert 0 not in ids  # no text can produce the end-of-text id
 
 
-def test_the_end_of_text_is_special_only_outside_stories(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_end_of_text_is_plain_text_inside_stories(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.encode("a<|endoftext|>") == [*tokenizer.encode("a"), 0]
     assert 0 not in encode_stories(tokenizer, ["a<|endoftext|>"])[0]
-    assert tokenizer.encode("a<|endoftext|>")[-1] == 0  # encode_stories left no trace
+    assert tokenizer.encode("a<|endoftext|>")[-1] == 0  # encode_stories restored the setting
 
 
-def test_encode_stories_takes_whole_stories_whatever_was_set_before(
+def test_encode_stories_ignores_earlier_truncation_and_padding(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     long = "Once upon a time. " * 500
@@ -80,48 +82,46 @@ def test_encode_stories_takes_whole_stories_whatever_was_set_before(
     assert tokenizer.decode(ids) == long and tokenizer.decode(short) == "short"
 
 
-def test_the_same_stories_give_the_same_vocabulary(data: DataArgs, tmp_path: Path) -> None:
+def test_training_is_deterministic(data: DataArgs, tmp_path: Path) -> None:
     again = DataArgs(data_dir=tmp_path, max_stories=300)
     train_tokenizer(again, SMALL)
     name = "tokenizer/tokenizer.json"
     assert (tmp_path / name).read_bytes() == (data.data_dir / name).read_bytes()
 
 
-def test_a_sample_is_evenly_spaced_and_of_training_stories_only(
+def test_sample_is_evenly_spaced_over_training_stories(
     data: DataArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
-    def learn(stories: object, vocab_size: int) -> Tokenizer:
+    def record_and_train(stories: object, vocab_size: int) -> Tokenizer:
         seen.extend(stories)
-        return learn_bpe(seen, vocab_size)
+        return train_bpe(seen, vocab_size)
 
-    monkeypatch.setattr(tokenizer_module, "learn_bpe", learn)
+    monkeypatch.setattr(tokenizer_module, "train_bpe", record_and_train)
     args = DataArgs(data_dir=tmp_path, max_stories=300)
     train_tokenizer(args, TokenizerArgs(vocab_size=300, max_stories=7))
-    stories = list(raw_stories(data.data_dir, "train"))
+    stories = list(iter_raw_stories(data.data_dir, "train"))
     assert seen == [stories[number * len(stories) // 7] for number in range(7)]
-    assert TokenizerRecord.load(tmp_path / "tokenizer" / "training.json").num_stories == 7
+    assert TokenizerManifest.load(tmp_path / "tokenizer" / "training.json").num_stories == 7
 
 
-def test_few_stories_fill_what_they_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_few_stories_give_a_smaller_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"text": f"ab ab {n}"}) + "\n" for n in range(10)))
     args = DataArgs(source=str(source), data_dir=tmp_path / "data", validation_fraction=0.3)
     train_tokenizer(args, TokenizerArgs(vocab_size=5000))
-    learned = len(load_tokenizer(tmp_path / "data" / "tokenizer"))
-    assert 257 < learned < 300
-    record = TokenizerRecord.load(tmp_path / "data" / "tokenizer" / "training.json")
-    assert (record.vocab_size, record.requested_vocab_size) == (learned, 5000)
-    assert f"fill only {learned} of tokenizer.vocab_size (5000)" in caplog.text
+    actual_size = len(load_tokenizer(tmp_path / "data" / "tokenizer"))
+    assert 257 < actual_size < 300
+    manifest = TokenizerManifest.load(tmp_path / "data" / "tokenizer" / "training.json")
+    assert (manifest.vocab_size, manifest.requested_vocab_size) == (actual_size, 5000)
+    assert f"fill only {actual_size} of tokenizer.vocab_size (5000)" in caplog.text
 
 
-def test_it_loads_without_this_package_and_by_its_old_name(
-    data: DataArgs, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_tokenizer_loads_without_this_package(data: DataArgs, tokenizer: PreTrainedTokenizerFast) -> None:
     folder = data.data_dir / "tokenizer"
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # what transformers 4 knows
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # the class name in transformers 4
     program = """
 import sys
 sys.modules["tinystories_slm"] = None
@@ -135,19 +135,21 @@ print(tokenizer.encode("Once upon a time"), tokenizer.eos_token)
     assert done.stdout.strip() == f"{tokenizer.encode('Once upon a time')} <|endoftext|>"
 
 
-def test_a_second_training_leaves_the_first_and_another_is_refused(data: DataArgs) -> None:
+def test_existing_tokenizer_is_kept_and_other_options_are_rejected(data: DataArgs) -> None:
     path = data.data_dir / "tokenizer" / "tokenizer.json"
     before = path.stat().st_mtime_ns
     assert train_tokenizer(data, SMALL) == data.data_dir / "tokenizer"
-    with pytest.raises(InputError, match=r"tokenizer\.vocab_size is 400 there, 500 here.*delete .*tokenizer"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.vocab_size is 400 \(configured: 500\).*delete .*tokenizer"
+    ):
         train_tokenizer(data, TokenizerArgs(vocab_size=500))
-    with pytest.raises(InputError, match=r"tokenizer\.pretrained is None there, 'gpt2' here"):
+    with pytest.raises(UserError, match=r"tokenizer\.pretrained is None \(configured: 'gpt2'\)"):
         train_tokenizer(data, TokenizerArgs(pretrained="gpt2"))
     assert path.stat().st_mtime_ns == before
 
 
 @needs_gpt2
-def test_an_existing_tokenizer_is_copied_and_encodes_as_before(tmp_path: Path) -> None:
+def test_pretrained_tokenizer_is_copied_unchanged(tmp_path: Path) -> None:
     args = DataArgs(data_dir=tmp_path, max_stories=100, seq_len=32)
     folder = train_tokenizer(args, TokenizerArgs(pretrained=str(GPT2)))
     copy, original = load_tokenizer(folder), AutoTokenizer.from_pretrained(GPT2)
@@ -158,22 +160,22 @@ def test_an_existing_tokenizer_is_copied_and_encodes_as_before(tmp_path: Path) -
         50256,
         32,
     )
-    stories = [*raw_stories(tmp_path, "train"), "  two  blanks\n\n🦊 <|endoftext|>"]
+    stories = [*iter_raw_stories(tmp_path, "train"), "  two  blanks\n\n🦊 <|endoftext|>"]
     assert encode_stories(copy, stories) == encode_stories(original, stories)
-    record = TokenizerRecord.load(folder / "training.json")
-    assert (record.pretrained, record.num_stories, record.vocab_size) == (str(GPT2), None, 50257)
-    # The own vocabulary's knobs say nothing about an existing one.
+    manifest = TokenizerManifest.load(folder / "training.json")
+    assert (manifest.pretrained, manifest.num_stories, manifest.vocab_size) == (str(GPT2), None, 50257)
+    # With a pretrained tokenizer the training options are ignored.
     train_tokenizer(args, TokenizerArgs(pretrained=str(GPT2), vocab_size=300, max_stories=1))
 
 
-def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tokenizer \(no/such\) cannot be loaded"):
+def test_unusable_tokenizers_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer \(no/such\) cannot be loaded"):
         load_tokenizer("no/such")
-    with pytest.raises(InputError, match=r"neither a folder here nor a repository"):
+    with pytest.raises(UserError, match=r"neither a local folder nor a repository"):
         load_tokenizer("./no/such/folder")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty\) cannot be loaded"):
+    with pytest.raises(UserError, match=r"empty\) cannot be loaded"):
         load_tokenizer(tmp_path / "empty")
-    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=learn_bpe(["a b"], 257)), tmp_path / "endless")
-    with pytest.raises(InputError, match=r"endless\) has no eos token"):
-        load_tokenizer(tmp_path / "endless")
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=train_bpe(["a b"], 257)), tmp_path / "no_eos")
+    with pytest.raises(UserError, match=r"no_eos\) has no eos token"):
+        load_tokenizer(tmp_path / "no_eos")

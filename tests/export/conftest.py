@@ -1,4 +1,4 @@
-"""Shared by the tests of exports: a small vocabulary, a model folder per family, each export made once."""
+"""Fixtures of the export tests: a small vocabulary, a model folder per family, each export written once."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +9,8 @@ import torch
 from conftest import FAMILIES, tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from tinystories_slm.data.tokenizer import END_OF_TEXT, learn_bpe
+from tinystories_slm.data.file_formats import END_OF_TEXT
+from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.export import ExportArgs, export
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
@@ -20,36 +21,36 @@ STORIES = (
     "Lily's cat said: \"Don't go!\" 3 times. Then it went home, and everyone was happy.",
 )
 
-Made = Callable[..., Path]
-"""`exported(family, format, **options)`: the folder."""
+ExportFolder = Callable[..., Path]
+"""`exported(family, format, **options)` returns the folder of that export."""
 
 
 @pytest.fixture
 def story_tokenizer() -> PreTrainedTokenizerFast:
-    """288 entries: the end of text, 256 bytes, 31 merges."""
+    """A tokenizer of 288 entries: the end token, 256 bytes and 31 merges."""
     return _story_tokenizer()
 
 
 def _story_tokenizer() -> PreTrainedTokenizerFast:
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
-    return PreTrainedTokenizerFast(tokenizer_object=learn_bpe(STORIES * 5, VOCAB_SIZE), **special)
+    return PreTrainedTokenizerFast(tokenizer_object=train_bpe(STORIES * 5, VOCAB_SIZE), **special)
 
 
 @pytest.fixture(scope="session")
 def best(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The model folder of a run of each of `FAMILIES`, untrained, and all of it away from the defaults."""
+    """Return the folder of an untrained model of each of `FAMILIES`, with few default settings."""
 
     @cache
     def make(family: str) -> Path:
-        settings = dict(FAMILIES[family])
-        if settings["family"] == "modern":
-            settings["rope_theta"] = 50_000.0
-        # Rows of 48 do not divide into Q8_0's blocks of 32, nor is 48 the 4 x 32 that GPT-2 assumes.
+        overrides = dict(FAMILIES[family])
+        if overrides["family"] == "llama":
+            overrides["rope_theta"] = 50_000.0
+        # Rows of 48 do not divide into Q8_0's blocks of 32, and 48 is not the 4 x 32 that GPT-2 assumes.
         model = tiny_model(
             vocab_size=VOCAB_SIZE,
             hidden_size=32,
-            intermediate_size=48 if "bias" in settings else 128,
-            **settings,
+            intermediate_size=48 if "bias" in overrides else 128,
+            **overrides,
         )
         return save_model_folder(model, _story_tokenizer(), tmp_path_factory.mktemp("run") / "best")
 
@@ -57,7 +58,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(best: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
+def exported(best: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> ExportFolder:
     @cache
     def make(family: str, format: str, **options: str) -> Path:
         output = tmp_path_factory.mktemp("export") / format
@@ -68,7 +69,7 @@ def exported(best: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def original(best: Callable[[str], Path]) -> Callable[[str], TinyStoriesForCausalLM]:
-    """The model that the exports of a family are held against, in float32."""
+    """Return the float32 model that the exports of a family are compared with."""
     return cache(lambda family: load_model_folder(str(best(family)), device="cpu")[0])
 
 

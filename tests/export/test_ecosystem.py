@@ -1,4 +1,4 @@
-"""Tools that people already have, on exports: `transformers serve`, PEFT and TRL (extras serve, finetune)."""
+"""Exports in other tools: `transformers serve`, PEFT and TRL (extras serve, finetune)."""
 
 import json
 import os
@@ -15,43 +15,43 @@ import torch
 from conftest import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tinystories_slm import TinyStoriesForCausalLM
 from tinystories_slm.export import ExportArgs, export
+from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import save_model_folder
 
 PROMPT = "<|endoftext|>Once upon a time"
-FORMS = [("modern", "custom"), ("modern, qk_norm, untied", "native"), ("gpt", "native")]
+FORMATS = [("llama", "custom"), ("llama, qk_norm, untied", "native"), ("gpt2", "native")]
 STORIES = ["Once upon a time, a little fox went home.<|endoftext|>", "Lily was happy. Everyone was happy."]
 
 
-def test_transformers_serve_streams_the_greedy_story_and_stops(story_tokenizer, tmp_path):
+def test_transformers_serve_streams_the_greedy_text_and_stops(story_tokenizer, tmp_path):
     pytest.importorskip("fastapi", reason="pip install 'tinystories_slm[serve]'")
-    # A model that knows one story by heart: others tell halves of UTF-8 letters, which do not stream well.
+    # An overfitted model: an untrained one generates partial UTF-8 characters, which do not stream well.
     text = "Once upon a time, a fox went home. He was happy."
-    model = learned_by_heart(text, story_tokenizer)
+    model = overfit_model(text, story_tokenizer)
     save_model_folder(model, story_tokenizer, tmp_path / "best")
     folder = export(ExportArgs(model=str(tmp_path / "best"), format="native", output=tmp_path / "native"))
     body = {"model": str(folder), "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "stream": True}
 
-    with _serving(folder) as url:
+    with _transformers_server(folder) as url:
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.headers["Content-Type"].startswith("text/event-stream")
-            lines = [line.decode().removeprefix("data: ").strip() for line in answer]
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.headers["Content-Type"].startswith("text/event-stream")
+            lines = [line.decode().removeprefix("data: ").strip() for line in response]
     chunks = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(chunks) > 3
-    told = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-    assert PROMPT + told == "<|endoftext|>" + text
+    generated = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert PROMPT + generated == "<|endoftext|>" + text
     ids = story_tokenizer(PROMPT, return_tensors="pt")
     native = AutoModelForCausalLM.from_pretrained(folder)
     greedy = native.generate(**ids, max_new_tokens=60, do_sample=False)[0]
     assert story_tokenizer.decode(greedy) == "<|endoftext|>" + text + "<|endoftext|>"
 
 
-@pytest.mark.parametrize(("family", "format"), FORMS)
-def test_a_lora_learns_and_is_read_back(family, format, exported, tmp_path):
+@pytest.mark.parametrize(("family", "format"), FORMATS)
+def test_lora_adapter_trains_and_reloads(family, format, exported, tmp_path):
     peft = pytest.importorskip("peft", reason="pip install 'tinystories_slm[finetune]'")
     folder = exported(family, format)
     torch.manual_seed(0)
@@ -71,19 +71,19 @@ def test_a_lora_learns_and_is_read_back(family, format, exported, tmp_path):
     assert losses[1] < losses[0]
 
     model.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
-    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+    reloaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    assert torch.equal(reloaded.eval()(ids).logits, model.eval()(ids).logits)
     assert not torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("family", "format"), FORMS[:2])
-def test_supervised_fine_tuning_takes_a_step(family, format, exported, tmp_path):
+@pytest.mark.parametrize(("family", "format"), FORMATS[:2])
+def test_sft_trainer_fine_tunes_and_saves(family, format, exported, tmp_path):
     trl = pytest.importorskip("trl", reason="pip install 'tinystories_slm[finetune]'")
     from datasets import Dataset
 
     folder = exported(family, format)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    settings = trl.SFTConfig(
+    sft_config = trl.SFTConfig(
         output_dir=str(tmp_path / "sft"),
         max_steps=2,
         per_device_train_batch_size=2,
@@ -99,7 +99,7 @@ def test_supervised_fine_tuning_takes_a_step(family, format, exported, tmp_path)
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stories = Dataset.from_dict({"text": STORIES})
-    trainer = trl.SFTTrainer(model, args=settings, train_dataset=stories, processing_class=tokenizer)
+    trainer = trl.SFTTrainer(model, args=sft_config, train_dataset=stories, processing_class=tokenizer)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(losses) == 2 and losses[1] < losses[0]
@@ -111,8 +111,8 @@ def test_supervised_fine_tuning_takes_a_step(family, format, exported, tmp_path)
     assert torch.equal(tuned.eval()(ids).logits, model.eval()(ids).logits)
 
 
-def learned_by_heart(text: str, tokenizer: PreTrainedTokenizerFast) -> TinyStoriesForCausalLM:
-    model = tiny_model(vocab_size=len(tokenizer), scale=1.0, family="modern", qk_norm=True)
+def overfit_model(text: str, tokenizer: PreTrainedTokenizerFast) -> TinyStoriesForCausalLM:
+    model = tiny_model(vocab_size=len(tokenizer), scale=1.0, family="llama", qk_norm=True)
     ids = torch.tensor([[0, *tokenizer(text).input_ids, 0]])
     assert ids.shape[1] <= model.config.max_position_embeddings
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -126,10 +126,10 @@ def learned_by_heart(text: str, tokenizer: PreTrainedTokenizerFast) -> TinyStori
 
 
 @contextmanager
-def _serving(folder: Path) -> Iterator[str]:
-    """The address of a `transformers serve` of `folder`, a process of its own."""
+def _transformers_server(folder: Path) -> Iterator[str]:
+    """Run `transformers serve` on `folder` in another process; yield its address."""
     command = "from transformers.cli.transformers import main; main()"
-    log = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", command, "serve", "--host=127.0.0.1", "--port=0", "--device=cpu", str(folder)],
         stderr=subprocess.STDOUT,
         stdout=subprocess.PIPE,
@@ -138,12 +138,12 @@ def _serving(folder: Path) -> Iterator[str]:
     )
     try:
         lines = []
-        for line in log.stdout:
+        for line in process.stdout:
             lines.append(line)
-            if address := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                yield address[1]
+            if match := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                yield match[1]
                 return
         raise AssertionError("".join(lines))
     finally:
-        log.terminate()
-        log.communicate(timeout=60)
+        process.terminate()
+        process.communicate(timeout=60)

@@ -9,10 +9,10 @@ from conftest import FAMILIES, tiny_model
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer
 
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 from tinystories_slm.export import ExportArgs, ExportError, export
 from tinystories_slm.export import gguf as gguf_export
-from tinystories_slm.export.checks import TEXTS
+from tinystories_slm.export.checks import TOKENIZER_TEXTS
 from tinystories_slm.export.native import native_model
 from tinystories_slm.model_folder import save_model_folder
 
@@ -20,53 +20,51 @@ GREEDY = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": None}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_is_read_back_with_equal_logits_and_ids(family, exported, original, best, input_ids):
-    folder, ours = exported(family, "gguf", quantization="f32"), original(family)
-    settings = gguf_export.reader_settings(native_model(ours))
-    again = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **settings).eval()
+def test_float32_file_loads_with_equal_logits_and_ids(family, exported, original, best, input_ids):
+    folder, model = exported(family, "gguf", quantization="f32"), original(family)
+    kwargs = gguf_export.from_pretrained_kwargs(native_model(model))
+    exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **kwargs).eval()
 
-    assert torch.equal(again(input_ids).logits, ours(input_ids).logits)
-    assert again.config.eos_token_id == again.generation_config.eos_token_id == 0
+    assert torch.equal(exported_model(input_ids).logits, model(input_ids).logits)
+    assert exported_model.config.eos_token_id == exported_model.generation_config.eos_token_id == 0
     tokenizer = AutoTokenizer.from_pretrained(best(family))
-    theirs = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
-    for text in TEXTS:
-        assert theirs(text).input_ids == tokenizer(text).input_ids, text
-        assert theirs.decode(theirs(text).input_ids) == text
+    gguf_tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+    for text in TOKENIZER_TEXTS:
+        assert gguf_tokenizer(text).input_ids == tokenizer(text).input_ids, text
+        assert gguf_tokenizer.decode(gguf_tokenizer(text).input_ids) == text
 
 
-@pytest.mark.parametrize("family", ["gpt", "modern", "modern, qk_norm, untied"])
-def test_nothing_but_the_file_name_is_needed_where_nothing_is_unusual(family, exported, original, input_ids):
+@pytest.mark.parametrize("family", ["gpt2", "llama", "llama, qk_norm, untied"])
+def test_common_models_load_with_the_file_name_alone(family, exported, original, input_ids):
     folder = exported(family, "gguf", quantization="f32")
-    again = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval()
+    exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval()
 
-    difference = (again(input_ids).logits - original(family)(input_ids).logits).abs().max().item()
-    assert difference <= (1e-5 if family == "gpt" else 0.0)  # gelu_new adds up in another order
+    difference = (exported_model(input_ids).logits - original(family)(input_ids).logits).abs().max().item()
+    assert difference <= (1e-5 if family == "gpt2" else 0.0)  # gelu_new sums in another order
 
 
 @pytest.mark.parametrize("quantization", ["f16", "q8_0"])
-@pytest.mark.parametrize("family", ["gpt with biases", "modern"])
-def test_smaller_types_round_the_weights_and_nothing_else(
-    family, quantization, exported, original, input_ids
-):
-    ours = original(family)
+@pytest.mark.parametrize("family", ["gpt2 with biases", "llama"])
+def test_smaller_types_round_only_the_weights(family, quantization, exported, original, input_ids):
+    model = original(family)
     folder = exported(family, "gguf", quantization=quantization)
-    settings = gguf_export.reader_settings(native_model(ours))
-    again = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **settings).eval()
+    kwargs = gguf_export.from_pretrained_kwargs(native_model(model))
+    exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **kwargs).eval()
 
-    difference = (again(input_ids).logits - ours(input_ids).logits).abs().max().item()
+    difference = (exported_model(input_ids).logits - model(input_ids).logits).abs().max().item()
     assert 0 < difference < {"f16": 0.02, "q8_0": 0.3}[quantization]
     reader = gguf.GGUFReader(folder / "model.gguf")
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert {types[name] for name in types if "norm" in name or "bias" in name} == {"F32"}
-    wanted = quantization.upper()
-    assert types["token_embd.weight"] == types["blk.1.attn_output.weight"] == wanted
-    if family == "gpt with biases":
+    expected = quantization.upper()
+    assert types["token_embd.weight"] == types["blk.1.attn_output.weight"] == expected
+    if family == "gpt2 with biases":
         assert types["position_embd.weight"] == "F32"
-        assert types["blk.0.ffn_down.weight"] == "F16"  # rows of 48 are no blocks of 32
+        assert types["blk.0.ffn_down.weight"] == "F16"  # rows of 48 do not divide into blocks of 32
 
 
-def test_the_file_names_architecture_pre_tokenizer_and_sampling(exported):
-    fields = gguf.GGUFReader(exported("modern, grouped queries", "gguf") / "model.gguf").fields
+def test_file_stores_architecture_pre_tokenizer_and_sampling(exported):
+    fields = gguf.GGUFReader(exported("llama, grouped queries", "gguf") / "model.gguf").fields
     value = {name: field.contents() for name, field in fields.items() if not name.endswith("tokens")}
 
     assert value["general.architecture"] == "llama" and value["general.file_type"] == 1
@@ -79,14 +77,14 @@ def test_the_file_names_architecture_pre_tokenizer_and_sampling(exported):
     assert value["general.sampling.temp"] == pytest.approx(0.8)
 
 
-def test_queries_and_keys_that_are_not_interleaved_are_noticed(best, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_export, "_interleave", lambda rows, num_heads: rows)
-    with pytest.raises(ExportError, match="gguf f16, with the weights rounded alike"):
-        export(ExportArgs(model=str(best("modern")), format="gguf", output=tmp_path / "out"))
+def test_export_detects_unpermuted_queries_and_keys(best, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_export, "_permute_rope", lambda rows, num_heads: rows)
+    with pytest.raises(ExportError, match="gguf f16, with rounded weights"):
+        export(ExportArgs(model=str(best("llama")), format="gguf", output=tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_gpt2_tokenizer_is_written_too(story_tokenizer, tmp_path):
+def test_export_writes_a_gpt2_tokenizer(story_tokenizer, tmp_path):
     bpe = json.loads(story_tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in bpe["merges"]]
     tokenizer = GPT2Tokenizer(vocab=bpe["vocab"], merges=merges, pad_token="<|endoftext|>")
@@ -94,59 +92,61 @@ def test_an_existing_gpt2_tokenizer_is_written_too(story_tokenizer, tmp_path):
     save_model_folder(model, tokenizer, tmp_path / "best")
     folder = export(ExportArgs(model=str(tmp_path / "best"), format="gguf", output=tmp_path / "out"))
 
-    again = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf")
-    assert again.config.vocab_size == 300
+    exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf")
+    assert exported_model.config.vocab_size == 300
 
 
 @pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
-def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(part, story_tokenizer, tmp_path):
+def test_export_rejects_a_tokenizer_that_llama_cpp_cannot_read(part, story_tokenizer, tmp_path):
     other = {
         "normalizer": normalizers.NFKC(),
         "pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True),
     }
     setattr(story_tokenizer.backend_tokenizer, part, other[part])
     save_model_folder(tiny_model(vocab_size=288), story_tokenizer, tmp_path / "best")
-    with pytest.raises(InputError, match=rf"the tokenizer's {part} is not that of GPT-2"):
+    with pytest.raises(UserError, match=rf"the tokenizer's {part} is not that of GPT-2"):
         export(ExportArgs(model=str(tmp_path / "best"), format="gguf", output=tmp_path / "out"))
 
 
-def test_an_activation_that_llama_cpp_does_not_compute_is_refused(story_tokenizer, tmp_path):
+def test_export_rejects_an_activation_that_llama_cpp_lacks(story_tokenizer, tmp_path):
     save_model_folder(tiny_model(vocab_size=288, hidden_act="gelu"), story_tokenizer, tmp_path / "best")
-    with pytest.raises(InputError, match=r"hidden_act \(gelu\) .* for gpt2 \(gelu_pytorch_tanh\)"):
+    with pytest.raises(
+        UserError, match=r"hidden_act \(gelu\): llama.cpp supports only gelu_pytorch_tanh for gpt2"
+    ):
         export(ExportArgs(model=str(tmp_path / "best"), format="gguf", output=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_llama_cpp_computes_the_same(family, quantization, exported, original, best, input_ids):
+def test_llama_cpp_matches_the_model(family, quantization, exported, original, best, input_ids):
     llama_cpp = pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python compiles for minutes; docs/exports.md has the command"
+        "llama_cpp", reason="compiling llama-cpp-python takes minutes; docs/exports.md has the command"
     )
-    ours, tokenizer = original(family), AutoTokenizer.from_pretrained(best(family))
+    model, tokenizer = original(family), AutoTokenizer.from_pretrained(best(family))
     llama = llama_cpp.Llama(
         str(exported(family, "gguf", quantization=quantization) / "model.gguf"),
         n_ctx=48,
         n_threads=1,
         logits_all=True,
         verbose=False,
-        type_k=llama_cpp.GGML_TYPE_F32,  # of the cache, float16 by default
+        type_k=llama_cpp.GGML_TYPE_F32,  # the type of the cache, float16 by default
         type_v=llama_cpp.GGML_TYPE_F32,
     )
-    for text in TEXTS:
+    for text in TOKENIZER_TEXTS:
         assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text).input_ids, text
 
     ids = input_ids[0].tolist()
     llama.eval(ids)
     logits = torch.from_numpy(np.array(llama.scores[: len(ids)]))
-    # ggml looks GELU up in a table of float16, and multiplies Q8_0 with activations rounded alike.
-    tolerance = {"f32": 0.01 if "gpt" in family else 1e-4, "f16": 0.03, "q8_0": 0.4}[quantization]
-    assert (logits - ours(input_ids[:1]).logits[0]).abs().max() < tolerance
+    # ggml reads GELU from a float16 table, and rounds activations to Q8_0 for Q8_0 weights.
+    tolerance = {"f32": 0.01 if "gpt2" in family else 1e-4, "f16": 0.03, "q8_0": 0.4}[quantization]
+    assert (logits - model(input_ids[:1]).logits[0]).abs().max() < tolerance
 
     if quantization == "f32":
         start = llama.tokenize(b"Once upon a time")
-        assert start == [0, *tokenizer("Once upon a time").input_ids]  # the end of text comes by itself
-        told = list(islice(llama.generate(start, temp=0.0), 30))
-        ids = torch.tensor([start])  # its first is the pad token too, so a mask has to be given
-        expected = ours.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
-        assert told == expected[0, len(start) :].tolist()
+        assert start == [0, *tokenizer("Once upon a time").input_ids]  # llama.cpp adds the end token
+        generated = list(islice(llama.generate(start, temp=0.0), 30))
+        ids = torch.tensor([start])  # the first id is also the pad token, so a mask is needed
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
+        assert generated == expected[0, len(start) :].tolist()
     llama.close()

@@ -1,4 +1,4 @@
-"""Generation with the cache against one forward pass."""
+"""Generation with the cache compared with one forward pass."""
 
 import copy
 
@@ -13,23 +13,23 @@ PROMPT = [0, 5, 6, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding_stays_within_the_bound(model, dtype):
+def test_rounding_error_is_below_the_limit(model, dtype):
     assert cache_error(copy.deepcopy(model).to(dtype), PROMPT) <= max_cache_error(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_ignored_cache_exceeds_the_bound(model, dtype, monkeypatch):
+def test_ignored_cache_exceeds_the_limit(model, dtype, monkeypatch):
     ignore_the_cache(monkeypatch)
     assert cache_error(model.to(dtype), PROMPT) > 2 * max_cache_error(dtype)
 
 
-def test_not_a_number_is_not_within_the_bound():
+def test_nan_logits_exceed_the_limit():
     model = tiny_model()
     model.lm_head.weight.data[:] = float("nan")
     assert not cache_error(model, PROMPT) <= max_cache_error(torch.float32)
 
 
-def test_a_model_of_transformers_and_a_nearly_full_context():
+def test_cache_error_of_gpt2_with_a_nearly_full_context():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=6, n_embd=16, n_layer=1, n_head=2)).eval()
     assert cache_error(model, PROMPT) <= 1e-5

@@ -4,23 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 from tinystories_slm.generation.prompts import read_prompts
 
 
-def test_one_prompt_per_line(tmp_path):
+def test_text_file_has_one_prompt_per_line(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffOnce upon\r\n\n \nZoë \u2028 saw \n last".encode())
     assert read_prompts(path) == ["Once upon", "Zoë \u2028 saw ", " last"]
 
 
-def test_a_line_of_jsonl_may_hold_several_lines(tmp_path):
+def test_jsonl_prompt_may_contain_line_breaks(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "Once\\nupon", "else": 1}\n\n{"prompt": ""}\n')
     assert read_prompts(path) == ["Once\nupon", ""]
 
 
-def test_standard_input(monkeypatch):
+def test_dash_reads_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Zoë\nA fox\n".encode())))
     assert read_prompts(Path("-")) == ["Zoë", "A fox"]
 
@@ -28,21 +28,25 @@ def test_standard_input(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", b"", r"p.txt\) holds no prompt; write one per line"),
-        ("p.txt", b" \n\n", "holds no prompt"),
+        ("p.txt", b"", r"p.txt\) contains no prompt; write one per line"),
+        ("p.txt", b" \n\n", "contains no prompt"),
         ("p.txt", b"fine\nZo\xeb\n", "is not valid UTF-8 in line 2"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "line 2, is no JSON"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt"\n',
+            'line 2, is not JSON .*; write {"prompt": "Once upon a time"}',
+        ),
         ("p.jsonl", b'{"story": "a"}', 'line 1, has no "prompt"'),
         ("p.jsonl", b'["a"]', 'line 1, has no "prompt"'),
-        ("p.jsonl", b'{"prompt": 3}', "line 1, has a prompt that is no text: 3"),
+        ("p.jsonl", b'{"prompt": 3}', "line 1, has a prompt that is not a string: 3; write {"),
         ("absent.txt", None, "cannot be read: No such file"),
         ("folder", None, "cannot be read: Is a directory"),
     ],
 )
-def test_what_is_no_prompt_is_refused_in_one_line(tmp_path, name, content, message):
+def test_invalid_prompt_file_raises_a_one_line_error(tmp_path, name, content, message):
     (tmp_path / "folder").mkdir()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / name)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

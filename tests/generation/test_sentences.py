@@ -25,24 +25,24 @@ from tinystories_slm.generation.sentences import end_of_last_sentence
         ("Wait...", " What is"),
         ("He ran.", " Wait... there is"),
         ("(He ran.)", " Then"),
-        ('One said "Hi!\nHe ran.', " A"),  # a new paragraph forgets a forgotten mark
-        ('One said "Hi!" and left." He ran.', " A"),  # so does the next mark
+        ('One said "Hi!\nHe ran.', " A"),  # a missing closing mark affects its paragraph only
+        ('One said "Hi!" and left." He ran.', " A"),  # and only the text before the next mark
         ("He ran.\n\nShe ran.", "\n\nThen"),
         ("'Hi!' said he.", " Then"),
     ],
 )
-def test_the_last_full_sentence(kept, cut):
+def test_end_of_last_sentence_finds_the_last_complete_one(kept, cut):
     assert (kept + cut)[: end_of_last_sentence(kept + cut)] == kept
 
 
 @given(st.text('aA.!?" \n”“\u2019', max_size=40), st.text('aA.!?" \n”“\u2019', max_size=10))
-def test_what_is_certain_stays_whatever_follows(text, more):
-    certain = end_of_last_sentence(text, certain=True)
-    assert 0 <= certain <= end_of_last_sentence(text) <= len(text)
-    assert certain <= end_of_last_sentence(text + more, certain=True)
+def test_appended_text_does_not_change_a_confirmed_end(text, more):
+    confirmed = end_of_last_sentence(text, confirmed_only=True)
+    assert 0 <= confirmed <= end_of_last_sentence(text) <= len(text)
+    assert confirmed <= end_of_last_sentence(text + more, confirmed_only=True)
 
 
-def test_an_end_is_certain_once_another_sentence_begins():
-    assert end_of_last_sentence("He ran.", certain=True) == 0
-    assert end_of_last_sentence("He ran. ", certain=True) == 0
-    assert end_of_last_sentence("He ran. T", certain=True) == 7
+def test_start_of_the_next_sentence_confirms_an_end():
+    assert end_of_last_sentence("He ran.", confirmed_only=True) == 0
+    assert end_of_last_sentence("He ran. ", confirmed_only=True) == 0
+    assert end_of_last_sentence("He ran. T", confirmed_only=True) == 7

@@ -1,9 +1,10 @@
-"""A finished run with every file that a run may have, and a Hub on this machine to push it to."""
+"""A finished run with every file that a run can have, and a local Hub to push it to."""
 
 import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,9 +50,9 @@ STORY = {
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> Path:
-    """Five steps on a local file, in a folder whose path nobody else is to know."""
-    work = tmp_path_factory.mktemp("a place that is nobody's business")
+def trained_run(tmp_path_factory) -> Path:
+    """Five steps on a local file, in a directory whose path must not be published."""
+    work = tmp_path_factory.mktemp("a private place")
     stories = work / "tales.jsonl"
     stories.write_text("".join(json.dumps({"text": f"The fox saw {i} hens. " * 3}) + "\n" for i in range(80)))
     flags = ["--config=configs/debug.yaml", f"--data.source={stories}", "--data.max_stories=80"]
@@ -60,18 +61,19 @@ def finished_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_dir(finished_run, tmp_path) -> Path:
-    """As training leaves it."""
-    return shutil.copytree(finished_run, tmp_path / "tales")
+def run_dir(trained_run, tmp_path) -> Path:
+    """A run as training leaves it."""
+    return shutil.copytree(trained_run, tmp_path / "tales")
 
 
 @pytest.fixture
-def whole_run(run_dir) -> Path:
-    """As `make story` leaves it, evaluated and with stories told."""
+def complete_run(run_dir) -> Path:
+    """A run as `make story` leaves it, with evaluation and generated stories."""
     return complete(run_dir)
 
 
 def complete(run_dir: Path) -> Path:
+    """Add evaluation, environment and a story with fixed values."""
     (run_dir / "evaluation.json").write_text(json.dumps(EVALUATION))
     (run_dir / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (run_dir / "stories.jsonl").write_text(json.dumps(STORY) + "\n")
@@ -80,35 +82,31 @@ def complete(run_dir: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[LoopbackHub]:
-    """An empty Hub that this process speaks to as its user `tester`."""
-    with LoopbackHub() as hub, connected(hub, tmp_path / "cache"):
+    """An empty Hub to which this process is logged in as `tester`."""
+    with LoopbackHub() as hub, hub_connection(hub, tmp_path / "cache"):
         yield hub
 
 
-class connected:
-    """Context in which huggingface_hub means `hub` and an empty cache; it reads the environment only once."""
-
-    def __init__(self, hub: LoopbackHub, cache: Path) -> None:
-        self.hub, self.cache = hub, cache
-
-    def __enter__(self) -> None:
-        self.patch = pytest.MonkeyPatch()
-        url = self.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+@contextmanager
+def hub_connection(hub: LoopbackHub, cache: Path) -> Iterator[None]:
+    """Connect huggingface_hub to `hub` with an empty cache; it reads the environment only at import."""
+    url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "ENDPOINT": self.hub.endpoint,
+            "ENDPOINT": hub.endpoint,
             "HUGGINGFACE_CO_URL_TEMPLATE": url,
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(self.cache),
-            "HF_TOKEN_PATH": str(self.cache / "no token"),
+            "HF_HUB_CACHE": str(cache),
+            "HF_TOKEN_PATH": str(cache / "no token"),
         }.items():
-            self.patch.setattr(constants, name, value)
-        self.patch.setenv("HF_TOKEN", TOKEN)
-        # A request that fails is tried again after seconds; here at once.
-        patient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
-        self.patch.setattr(_http, "time", patient)
+            patch.setattr(constants, name, value)
+        patch.setenv("HF_TOKEN", TOKEN)
+        # huggingface_hub waits seconds before it retries a request; here it does not wait.
+        patch.setattr(_http, "time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
         _http.close_session()
-
-    def __exit__(self, *exc: object) -> None:
-        self.patch.undo()
-        _http.close_session()
+        try:
+            yield
+        finally:
+            patch.undo()
+            _http.close_session()

@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on this machine: the HTTP interface that huggingface_hub speaks, over a store in memory.
+"""A local Hugging Face Hub: the HTTP interface that huggingface_hub uses, with a store in memory.
 
-Commits, branches, tags, trees, large files, visibility and tokens, as the Hub has them; no Xet (set
-HF_HUB_DISABLE_XET=1). `faults` make chosen requests fail the way a network does.
+It has commits, branches, tags, trees, large files, visibility and tokens, but no Xet (set
+HF_HUB_DISABLE_XET=1). `faults` make selected requests fail as they do in a network.
 """
 
 import base64
@@ -22,16 +22,16 @@ LARGE = (".safetensors", ".png", ".bin")
 DATE = "2026-01-01T00:00:00.000Z"
 
 
-class Refused(Exception):
-    """An answer other than 200."""
+class HttpError(Exception):
+    """A response with a status other than 200."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
         self.status, self.code = status, code
 
 
-class Dropped(Exception):
-    """The connection ends here, without an answer."""
+class ConnectionDropped(Exception):
+    """The connection ends without a response."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Git's hash; of a large file, that of its pointer."""
+        """Git's blob id; for a large file, the id of its pointer."""
         data = self.data
         if self.large:
-            told = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(data)}\n"
-            data = told.encode()
+            pointer = (
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(data)}\n"
+            )
+            data = pointer.encode()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     @property
@@ -79,7 +81,7 @@ class Repository:
     def at(self, revision: str) -> Commit:
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         if oid not in self.commits:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise HttpError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[oid]
 
     @property
@@ -89,18 +91,18 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What becomes of requests whose method and path match, `times` times."""
+    """A fault in the next `times` requests whose method and path match."""
 
     method: str
     path: str
-    kind: Literal["half", "answer"] | int | Callable[[], object] = "half"
-    """`half`: the connection ends in the middle of the body; `answer`: all is done, and nothing told; a
-    status: refused with it; a function: it is called first, and all goes well."""
+    kind: Literal["half_body", "no_response"] | int | Callable[[], object] = "half_body"
+    """`half_body`: the connection ends in the middle of the body; `no_response`: the request succeeds
+    and the response is lost; a status: the response has it; a function: it runs before the request."""
     times: int = 10**9
 
 
 class LoopbackHub:
-    """The server and its store; `tokens` are whose access tokens, `requests` what was asked so far."""
+    """The server and its store; `tokens` maps access tokens to users, `requests` lists all requests."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -121,19 +123,20 @@ class LoopbackHub:
         self.stop()
 
     def stop(self) -> None:
-        """From now on connections are refused."""
+        """Reject all further connections."""
         self.server.shutdown()
         self.server.server_close()
 
     def create(self, repo_id: str, *, private: bool = False) -> Repository:
-        """A repository as the Hub makes it: with one commit, of .gitattributes."""
+        """Create a repository like the Hub does, with one commit of .gitattributes."""
         repository = Repository(private=private)
         attributes = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LARGE)
         repository.commit("initial commit", {".gitattributes": File(attributes.encode())})
         self.repositories[repo_id] = repository
         return repository
 
-    def fault(self, method: str, path: str) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        """Return the fault of a request, and count it down."""
         for fault in self.faults:
             if fault.times > 0 and fault.method == method and re.search(fault.path, path):
                 fault.times -= 1
@@ -165,34 +168,32 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         url = urlsplit(self.path)
         self.hub.requests.append((self.command, url.path))
-        fault = self.hub.fault(self.command, url.path)
+        fault = self.hub.take_fault(self.command, url.path)
         try:
             kind = fault.kind if fault else None
-            body = self._body(half=kind == "half")
+            body = self._body(half=kind == "half_body")
             if isinstance(kind, int):
-                raise Refused(kind, "so the test wants it")
+                raise HttpError(kind, "injected by the test")
             if callable(kind):
                 kind()
             with self.hub.lock:
                 status, headers, data = self._route(url.path, parse_qs(url.query), body)
-            if kind == "answer":
-                raise Dropped
-        except Refused as refused:
-            headers = {"X-Error-Message": str(refused)} | (
-                {"X-Error-Code": refused.code} if refused.code else {}
-            )
-            status, data = refused.status, json.dumps({"error": str(refused)}).encode()
-        except Dropped:
+            if kind == "no_response":
+                raise ConnectionDropped
+        except HttpError as error:
+            headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
+            status, data = error.status, json.dumps({"error": str(error)}).encode()
+        except ConnectionDropped:
             self.close_connection = True
             return
-        self._answer(status, headers, data)
+        self._respond(status, headers, data)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _body(self, *, half: bool) -> bytes:
         if half:
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
-            raise Dropped
+            raise ConnectionDropped
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -202,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+    def _respond(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)
@@ -214,11 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
         for methods, pattern, name in _ROUTES:
             if self.command in methods.split("|") and (match := re.fullmatch(pattern, path)):
                 named = {key: unquote(value) for key, value in match.groupdict().items() if value}
-                answer = getattr(self, f"_{name}")(query=query, body=body, **named)
-                return answer if isinstance(answer, tuple) else (200, {}, json.dumps(answer).encode())
-        raise Refused(404, f"no such address: {self.command} {path}")
+                response = getattr(self, f"_{name}")(query=query, body=body, **named)
+                return response if isinstance(response, tuple) else (200, {}, json.dumps(response).encode())
+        raise HttpError(404, f"unknown address: {self.command} {path}")
 
-    # Who asks, and for what
+    # Users and permissions
 
     @property
     def _user(self) -> str | None:
@@ -227,86 +228,86 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         user = self.hub.tokens.get(sent.removeprefix("Bearer "))
         if user is None:
-            raise Refused(401, "Invalid credentials in Authorization header")
+            raise HttpError(401, "Invalid credentials in Authorization header")
         return user
 
-    def _readable(self, repo: str) -> Repository:
+    def _readable_repository(self, repo: str) -> Repository:
         repository, user = self.hub.repositories.get(repo), self._user
         if repository is None or (repository.private and user != repo.split("/")[0]):
-            # To a stranger the Hub does not tell a missing repository from a private one.
-            raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
+            # Other users get the same response for a private repository and for a missing one.
+            raise HttpError(404 if user else 401, "Repository not found", "RepoNotFound")
         return repository
 
-    def _writable(self, repo: str) -> Repository:
-        repository = self._readable(repo)
+    def _writable_repository(self, repo: str) -> Repository:
+        repository = self._readable_repository(repo)
         self._check_writer(repo.split("/")[0])
         return repository
 
     def _check_writer(self, owner: str) -> None:
         if self._user is None:
-            raise Refused(401, "Invalid username or password.")
+            raise HttpError(401, "Invalid username or password.")
         if self._user != owner:
-            raise Refused(403, f"You don't have the rights to write under the namespace {owner!r}")
+            raise HttpError(403, f"You don't have the rights to write under the namespace {owner!r}")
 
-    # Answers
+    # Responses
 
     def _whoami(self, **_) -> dict:
         if self._user is None:
-            raise Refused(401, "Invalid username or password.")
+            raise HttpError(401, "Invalid username or password.")
         return {"type": "user", "name": self._user, "orgs": [], "auth": {}}
 
     def _create(self, body: bytes, **_) -> dict:
-        asked = json.loads(body)
-        owner = asked.get("organization") or self._user
+        request = json.loads(body)
+        owner = request.get("organization") or self._user
         self._check_writer(owner)
-        repo = f"{owner}/{asked['name']}"
+        repo = f"{owner}/{request['name']}"
         if repo in self.hub.repositories:
-            raise Refused(409, "You already created this model repo")
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            raise HttpError(409, "You already created this model repo")
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.hub.create(repo, private=private)
         return {"url": f"{self.hub.endpoint}/{repo}", "name": repo}
 
     def _validate(self, body: bytes, **_) -> tuple | dict:
         errors = metadata_errors(json.loads(body)["content"])
-        told = {"errors": [{"message": error} for error in errors], "warnings": []}
-        return (400 if errors else 200, {}, json.dumps(told).encode())
+        result = {"errors": [{"message": error} for error in errors], "warnings": []}
+        return (400 if errors else 200, {}, json.dumps(result).encode())
 
     def _preupload(self, repo: str, rev: str, body: bytes, **_) -> dict:
-        there = self._writable(repo).at(rev).files
-        ignored = there[".gitignore"].data.decode().split() if ".gitignore" in there else []
+        files = self._writable_repository(repo).at(rev).files
+        ignored = files[".gitignore"].data.decode().split() if ".gitignore" in files else []
         return {
             "files": [
                 {
-                    "path": asked["path"],
-                    "uploadMode": "lfs" if asked["path"].endswith(LARGE) else "regular",
-                    "shouldIgnore": asked["path"] in ignored,
-                    "oid": _known_as(there.get(asked["path"])),
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": file["path"] in ignored,
+                    "oid": _hub_hash(files.get(file["path"])),
                 }
-                for asked in json.loads(body)["files"]
+                for file in json.loads(body)["files"]
             ]
         }
 
     def _batch(self, repo: str, body: bytes, **_) -> dict:
-        self._writable(repo)
+        self._writable_repository(repo)
         objects = []
-        for asked in json.loads(body)["objects"]:
-            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{asked['oid']}", "header": {}}}
-            known = asked["oid"] in self.hub.large_files
-            objects.append(asked if known else asked | {"actions": upload})
+        for wanted in json.loads(body)["objects"]:
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}", "header": {}}}
+            is_stored = wanted["oid"] in self.hub.large_files
+            objects.append(wanted if is_stored else wanted | {"actions": upload})
         return {"transfer": "basic", "objects": objects}
 
     def _put(self, sha: str, body: bytes, **_) -> dict:
         if hashlib.sha256(body).hexdigest() != sha:
-            raise Refused(400, "the content is not what was announced")
+            raise HttpError(400, "the content does not match its SHA-256")
         self.hub.large_files[sha] = body
         return {}
 
     def _commit(self, repo: str, rev: str, body: bytes, **_) -> dict:
-        repository = self._writable(repo)
+        repository = self._writable_repository(repo)
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
         header, operations = lines[0]["value"], lines[1:]
         if header.get("parentCommit") not in (None, repository.branches[rev]):
-            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+            raise HttpError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.at(rev).files)
         for operation in operations:
             key, value = operation["key"], operation["value"]
@@ -314,14 +315,14 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = File(base64.b64decode(value["content"]))
             elif key == "lfsFile":
                 if value["oid"] not in self.hub.large_files:
-                    raise Refused(
+                    raise HttpError(
                         422, f"Your push was rejected because an LFS pointer is missing: {value['path']}"
                     )
                 files[value["path"]] = File(self.hub.large_files[value["oid"]], large=True)
             elif key == "deletedFile":
                 files.pop(value["path"], None)
         if "README.md" in files and (errors := metadata_errors(files["README.md"].data.decode())):
-            raise Refused(400, "; ".join(errors))
+            raise HttpError(400, "; ".join(errors))
         commit = repository.commit(header["summary"], files)
         return {
             "success": True,
@@ -330,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _refs(self, repo: str, **_) -> dict:
-        repository = self._readable(repo)
+        repository = self._readable_repository(repo)
         return {
             "branches": _refs_of("heads", repository.branches),
             "tags": _refs_of("tags", repository.tags),
@@ -338,35 +339,35 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _tag(self, repo: str, rev: str, body: bytes, **_) -> dict:
-        repository, name = self._writable(repo), json.loads(body)["tag"]
+        repository, name = self._writable_repository(repo), json.loads(body)["tag"]
         if name in repository.tags:
-            raise Refused(409, "Tag reference exists already")
+            raise HttpError(409, "Tag reference exists already")
         repository.tags[name] = repository.at(rev).oid
         return {}
 
     def _untag(self, repo: str, rev: str, **_) -> dict:
-        if self._writable(repo).tags.pop(rev, None) is None:
-            raise Refused(404, f"no such tag: {rev}", "RevisionNotFound")
+        if self._writable_repository(repo).tags.pop(rev, None) is None:
+            raise HttpError(404, f"the tag {rev} does not exist", "RevisionNotFound")
         return {}
 
     def _tree(self, repo: str, rev: str, query: dict, folder: str = "", **_) -> list:
-        commit, folder = self._readable(repo).at(rev), folder.strip("/")
+        commit, folder = self._readable_repository(repo).at(rev), folder.strip("/")
         inside = {p: f for p, f in commit.files.items() if not folder or p.startswith(folder + "/")}
         if folder and not inside:
-            raise Refused(404, f"{folder} does not exist on {rev}", "EntryNotFound")
+            raise HttpError(404, f"{folder} does not exist on {rev}", "EntryNotFound")
         depth = len(folder.split("/")) if folder else 0
-        whole = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
         folders = {"/".join(p.split("/")[:n]) for p in inside for n in range(depth + 1, p.count("/") + 1)}
-        shown = [_entry(p, f) for p, f in inside.items() if whole or p.count("/") == depth]
+        shown = [_entry(p, f) for p, f in inside.items() if recursive or p.count("/") == depth]
         shown += [
             {"type": "directory", "path": p, "size": 0, "oid": hashlib.sha1(p.encode()).hexdigest()}
             for p in folders
-            if whole or p.count("/") == depth
+            if recursive or p.count("/") == depth
         ]
         return sorted(shown, key=lambda entry: entry["path"])
 
     def _info(self, repo: str, rev: str = "main", **_) -> dict:
-        repository = self._readable(repo)
+        repository = self._readable_repository(repo)
         commit = repository.at(rev)
         return {
             "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit.oid,
@@ -376,30 +377,30 @@ class _Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
 
     def _resolve(self, repo: str, rev: str, path: str, **_) -> tuple:
-        repository = self._readable(repo)
+        repository = self._readable_repository(repo)
         if repository.gated and self._user != repo.split("/")[0]:
-            raise Refused(403, f"Access to model {repo} is restricted", "GatedRepo")
+            raise HttpError(403, f"Access to model {repo} is restricted", "GatedRepo")
         commit = repository.at(rev)
         file = commit.files.get(path)
         headers = {"X-Repo-Commit": commit.oid, "Content-Type": "application/octet-stream"}
         if file is None:
             return 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b""
-        etag = {"ETag": f'"{_known_as(file)}"'}
+        etag = {"ETag": f'"{_hub_hash(file)}"'}
         return 200, headers | etag, file.data
 
     def log_message(self, *_: object) -> None:
-        """Nothing on standard error."""
+        """Log nothing to standard error."""
 
 
 def metadata_errors(card: str) -> list[str]:
-    """What the Hub finds wrong with a card's metadata; it checks more than this, never less."""
+    """Return errors in the metadata of a card, by a subset of the checks of the Hub."""
     match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     if match is None:
-        return ["there is no metadata"]
+        return ["the metadata is missing"]
     try:
         metadata = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        return [f"the metadata is no YAML: {error}"]
+        return [f"the metadata is not valid YAML: {error}"]
     errors = []
     if not re.fullmatch(r"[a-z0-9.-]+", metadata.get("license", "mit")):
         errors.append(f'"license" must be one of the known ones, not {metadata["license"]!r}')
@@ -420,7 +421,7 @@ def _entry(path: str, file: File) -> dict:
     return entry | ({"lfs": lfs} if file.large else {})
 
 
-def _known_as(file: File | None) -> str | None:
+def _hub_hash(file: File | None) -> str | None:
     return None if file is None else file.sha256 if file.large else file.oid
 
 

@@ -1,37 +1,44 @@
 import json
 
 import pytest
-import yaml
 from hub.conftest import EVALUATION, STORY
 from hub.loopback import metadata_errors
 from huggingface_hub import ModelCard
 
-from tinystories_slm.errors import InputError
-from tinystories_slm.hub.card import Publication, render_card, write_card
-from tinystories_slm.hub.record import Record
+from tinystories_slm.config import parse_config, save_config
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.evaluate import PROTOCOL
+from tinystories_slm.hub.card import CardTarget, render_card, write_card
+from tinystories_slm.hub.markdown import escape_markdown
+from tinystories_slm.hub.published_run import PublishedRun
 
 
-def card_of(run_dir, **publication) -> str:
-    text = render_card(Record.load(run_dir), Publication(**publication))
+def card_text(run_dir, **target) -> str:
+    text = render_card(PublishedRun.load(run_dir), CardTarget(**target))
     assert metadata_errors(text) == []
-    for slip in ("None", "Undefined", "{{", "{%", "nan"):
-        assert slip not in text, slip
+    for artifact in ("None", "Undefined", "{{", "{%", "nan"):
+        assert artifact not in text, artifact
     return text
 
 
-def change(path, **values) -> None:
+def update_json(path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_the_card_states_the_runs_own_facts_and_no_path(whole_run):
-    text = write_card(whole_run).read_text()
+def update_config(run_dir, *flags: str) -> None:
+    path = run_dir / "config.yaml"
+    save_config(parse_config([f"--config={path}", *flags]), path)
 
-    assert text == (whole_run / "best" / "README.md").read_text() == card_of(whole_run)
+
+def test_card_contains_the_facts_of_the_run_and_no_path(complete_run):
+    text = write_card(complete_run).read_text()
+
+    assert text == (complete_run / "best" / "README.md").read_text() == card_text(complete_run)
     for fact in (
         "# tales",
         "35,360 parameters",  # 300 x 32 + 32 x 32 + 24,736 of the blocks
         "2 layers x 32, 4 heads, context of 32 tokens, vocabulary of 300",
-        "those of GPT-2",
+        "equivalent to GPT-2",
         "`tales.jsonl`, revision `sha256:",
         "| optimizer | adamw |",
         "| optimizer steps | 5 |",
@@ -40,8 +47,8 @@ def test_the_card_states_the_runs_own_facts_and_no_path(whole_run):
         "the validation stories of `tales.jsonl`",
         "8 stories, 99 tokens, 400 bytes",
         "| loss, nats per token | 1.2346 |",
-        "| accuracy of the next token | 56.7% |",
-        "float32; sums, then one division",
+        "| next-token accuracy | 56.7% |",
+        escape_markdown(PROTOCOL),
         'Prompt "Once upon a time", temperature 0.8, top-k 50, top-p 0.95, at most 40 new tokens, seed 3:',
         "> Once upon a time, a fox.\n>\n> The end.",
         "An Abacus, 2 cores, 24 GB",
@@ -50,7 +57,7 @@ def test_the_card_states_the_runs_own_facts_and_no_path(whole_run):
         "eprint        = {2305.07759}",
     ):
         assert fact in text, fact
-    assert "nobody's business" not in text and "entropy" not in text and "licence" not in text
+    assert "a private place" not in text and "entropy" not in text and "license" not in text
 
 
 @pytest.mark.parametrize(
@@ -58,34 +65,34 @@ def test_the_card_states_the_runs_own_facts_and_no_path(whole_run):
     [
         ("evaluation.json", ["Evaluation", "model-index", "1.2346", "Protocol", "metrics:"]),
         ("environment.json", ["Abacus", "bf16", "torch 2"]),
-        ("stories.jsonl", ["Stories it told", "a fox"]),
-        ("metrics.jsonl", ["| optimizer steps |", "training tokens |", "these weights"]),
-        ("manifest.json", ["revision", "for training", "held out"]),
+        ("stories.jsonl", ["Generated stories", "a fox"]),
+        ("metrics.jsonl", ["| optimizer steps |", "training tokens |", "best model"]),
+        ("manifest.json", ["revision", "Training split", "Validation split"]),
         ("config.yaml", ["| optimizer |", "Tokenizer:", "| seed"]),
         ("loss.png", ["loss.png"]),
     ],
 )
-def test_what_is_not_known_is_left_out(whole_run, file, facts):
-    whole = card_of(whole_run)
-    (whole_run / file).unlink()
-    text = card_of(whole_run)
-    assert all(fact in whole for fact in facts) and not any(fact in text for fact in facts)
+def test_card_omits_the_facts_of_a_missing_file(complete_run, file, facts):
+    before = card_text(complete_run)
+    (complete_run / file).unlink()
+    text = card_text(complete_run)
+    assert all(fact in before for fact in facts) and not any(fact in text for fact in facts)
     assert "35,360 parameters" in text
 
 
-def test_a_model_alone_has_a_card_and_no_model_has_none(whole_run):
-    for path in whole_run.iterdir():
+def test_card_requires_only_a_model(complete_run):
+    for path in complete_run.iterdir():
         if path.is_file():
             path.unlink()
-    text = card_of(whole_run)
-    assert "Recipe" not in text and "Evaluation" not in text and "35,360 parameters" in text
-    (whole_run / "best" / "config.json").unlink()
-    with pytest.raises(InputError, match="no run folder with a model in best/"):
-        Record.load(whole_run)
+    text = card_text(complete_run)
+    assert "recipe" not in text and "Evaluation" not in text and "35,360 parameters" in text
+    (complete_run / "best" / "config.json").unlink()
+    with pytest.raises(UserError, match="is not a run directory with a model in best/"):
+        PublishedRun.load(complete_run)
 
 
-def test_the_figures_are_in_the_metadata_as_results(whole_run):
-    data = ModelCard(card_of(whole_run, model_id="tester/fox", on_hub=True, license="mit")).data
+def test_card_metadata_contains_the_evaluation(complete_run):
+    data = ModelCard(card_text(complete_run, model_id="tester/fox", on_hub=True, license="mit")).data
 
     assert (data.pipeline_tag, data.library_name, data.license) == ("text-generation", "transformers", "mit")
     assert data.model_name == "fox" and data.base_model is None and data.datasets is None
@@ -95,49 +102,61 @@ def test_the_figures_are_in_the_metadata_as_results(whole_run):
     assert {(r.dataset_type, r.dataset_split) for r in data.eval_results} == {("tales.jsonl", "validation")}
 
 
-def test_figures_and_stories_of_another_model_are_not_this_ones(whole_run):
-    change(whole_run / "evaluation.json", model="runs/tales/last")
-    (whole_run / "stories.jsonl").write_text(json.dumps(STORY | {"model": "gpt2"}) + "\n")
-    text = card_of(whole_run)
-    assert "Evaluation" not in text and "Stories it told" not in text
+def test_card_omits_metrics_and_stories_of_other_models(complete_run):
+    update_json(complete_run / "evaluation.json", model="runs/tales/last")
+    (complete_run / "stories.jsonl").write_text(json.dumps(STORY | {"model": "gpt2"}) + "\n")
+    text = card_text(complete_run)
+    assert "Evaluation" not in text and "Generated stories" not in text
 
 
-def test_of_many_stories_three_are_in_the_card(whole_run):
+def test_card_contains_at_most_three_stories(complete_run):
     lines = [json.dumps(STORY | {"seed": seed}) for seed in range(9)]
-    (whole_run / "stories.jsonl").write_text("\n".join(lines))
-    text = card_of(whole_run)
+    (complete_run / "stories.jsonl").write_text("\n".join(lines))
+    text = card_text(complete_run)
     assert "The first 3 of the run's `stories.jsonl`" in text
     assert [seed for seed in range(9) if f"seed {seed}:" in text] == [0, 1, 2]
 
 
-def test_the_grammars_entropy_stands_beside_the_loss(whole_run):
-    change(whole_run / "evaluation.json", entropy=0.1794, entropy_bits_per_byte=0.0672)
-    assert "own entropy on these stories\nis 0.1794 nats per token (0.0672 bits" in card_of(whole_run)
+def test_card_contains_the_corpus_entropy(complete_run):
+    update_json(complete_run / "evaluation.json", entropy=0.1794, entropy_bits_per_byte=0.0672)
+    assert "entropy of these stories is\n0.1794 nats per token (0.0672 bits" in card_text(complete_run)
 
 
 @pytest.mark.parametrize(
-    ("source", "licence"), [("roneneldan/TinyStories", "CDLA-Sharing-1.0"), ("tester/other", None)]
+    ("source", "license"), [("roneneldan/TinyStories", "CDLA-Sharing-1.0"), ("tester/other", None)]
 )
-def test_a_dataset_of_the_hub_is_named_with_its_commit_and_its_licence_if_known(whole_run, source, licence):
-    change(whole_run / "manifest.json", source=source, revision="f54c09fd" * 5)
-    text = card_of(whole_run)
+def test_card_links_a_hub_dataset_with_commit_and_known_license(complete_run, source, license):
+    update_json(complete_run / "manifest.json", source=source, revision="f54c09fd" * 5)
+    text = card_text(complete_run)
     assert f"[`{source}`](https://huggingface.co/datasets/{source}), revision `{'f54c09fd' * 5}`" in text
     assert ModelCard(text).data.datasets == [source]
-    assert ("licence" in text) == (licence is not None) and (licence or "") in text
+    assert ("license" in text) == (license is not None) and (license or "") in text
 
 
-def test_the_base_model_is_told_if_it_is_one_of_the_hub(whole_run):
-    path = whole_run / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    for init_from, base_model in (("tester/first", "tester/first"), (str(whole_run / "best"), None)):
-        config["train"]["init_from"] = init_from
-        path.write_text(yaml.safe_dump(config))
-        text = card_of(whole_run)
+def test_card_names_a_base_model_of_the_hub(complete_run):
+    for init_from, base_model in (("tester/first", "tester/first"), (str(complete_run / "best"), None)):
+        update_config(complete_run, f"--model.init_from={init_from}")
+        text = card_text(complete_run)
         assert ModelCard(text).data.base_model == base_model
         assert ("Training started from" in text) == (base_model is not None)
 
 
-NASTY = [
+def test_card_reads_option_names_of_earlier_versions(complete_run):
+    expected = card_text(complete_run)
+    path = complete_run / "config.yaml"
+    text = path.read_text()
+    for current, earlier in (
+        ("packing: contiguous", "windows: stream"),
+        ("family: gpt2", "family: gpt"),
+        ("muon_ns_steps:", "ns_steps:"),
+    ):
+        assert current in text
+        text = text.replace(current, earlier)
+    path.write_text(text)
+    assert card_text(complete_run) == expected
+
+
+SPECIAL_LINES = [
     "Once `code` and *stars* and _lines_ and | pipes |",
     "# No heading, - no list",
     "---",
@@ -150,29 +169,30 @@ NASTY = [
 ]
 
 
-def test_stories_of_any_letters_leave_the_card_whole(whole_run):
+def test_special_characters_do_not_break_the_card(complete_run):
     markdown_it = pytest.importorskip("markdown_it")
-    (whole_run / "stories.jsonl").write_text(
-        json.dumps(STORY | {"story": "\n\n".join(NASTY), "prompt": "|`"})
+    (complete_run / "stories.jsonl").write_text(
+        json.dumps(STORY | {"story": "\n\n".join(SPECIAL_LINES), "prompt": "|`"})
     )
-    change(whole_run / "manifest.json", source="/x/a `b` | {{c}}: - #.jsonl", revision="sha256:0")
-    change(whole_run / "evaluation.json", protocol="a | b\n---\n`c` {{d}}")
-    text = render_card(Record.load(whole_run), Publication())
+    update_json(complete_run / "manifest.json", source="/x/a `b` | {{c}}: - #.jsonl", revision="sha256:0")
+    update_json(complete_run / "evaluation.json", protocol="a | b\n---\n`c` {{d}}")
+    text = render_card(PublishedRun.load(complete_run), CardTarget())
 
     assert metadata_errors(text) == []
     assert ModelCard(text).data.eval_results[0].dataset_name == "a `b` | {{c}}: - #.jsonl"
     tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
     paragraphs = [token for token in tokens if token.type == "inline" and token.level == 2]
     read = ["".join(child.content for child in token.children) for token in paragraphs]
-    assert read[-len(NASTY) :] == [" ".join(line.split()) for line in NASTY]
+    assert read[-len(SPECIAL_LINES) :] == [" ".join(line.split()) for line in SPECIAL_LINES]
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert headings[-4:] == ["Stories it told", "Limits and bias", "Hardware and time", "Origin"]
+    assert headings[-4:] == ["Generated stories", "Limits and bias", "Hardware and time", "Origin"]
 
 
-def test_a_figure_that_is_missing_or_no_number_is_left_out(whole_run):
-    (whole_run / "evaluation.json").write_text('{"loss": 1.5, "perplexity": null, "accuracy": NaN}')
-    text = card_of(whole_run)
+def test_card_omits_metrics_that_are_not_numbers(complete_run):
+    (complete_run / "evaluation.json").write_text('{"loss": 1.5, "perplexity": null, "accuracy": NaN}')
+    text = card_text(complete_run)
     assert "| loss, nats per token | 1.5000 |" in text
     assert [result.metric_type for result in ModelCard(text).data.eval_results] == ["loss"]
+    evaluation = text.split("## Evaluation")[1].split("## Generated")[0]
     for name in ("perplexity", "accuracy", "bits", "bytes"):
-        assert name not in text.split("## Evaluation")[1].split("## Stories")[0].replace("bytes +", ""), name
+        assert name not in evaluation, name

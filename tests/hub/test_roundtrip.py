@@ -1,4 +1,4 @@
-"""Up by the commands of docs/hub.md, and down again in a fresh process without this package."""
+"""Push with the commands of docs/hub.md, and load in a new process without this package."""
 
 import contextlib
 import json
@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from hub.conftest import TOKEN, complete, connected
+from hub.conftest import TOKEN, complete, hub_connection
 from hub.loopback import File, LoopbackHub
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from tinystories_slm.cli import parse
-from tinystories_slm.errors import InputError
-from tinystories_slm.evaluation.report import EvaluateArgs, evaluate
-from tinystories_slm.generation.command import GenerateArgs, generate
+from tinystories_slm.commands.generate import generate
+from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs, PushArgs
+from tinystories_slm.config.parse import parse
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.hub.card import write_card
-from tinystories_slm.hub.push import PushArgs, push
+from tinystories_slm.hub.push import push
 from tinystories_slm.model_folder import load_model_folder
 
 DOCS = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
@@ -32,7 +33,7 @@ NAMES = {"USER": "tester", "NAME": "tales"}
 
 
 def commands(program: str) -> list[list[str]]:
-    """The arguments of each command of docs/hub.md that runs `program`, with a user's own names in them."""
+    """Return the arguments of each command of docs/hub.md that runs `program`, with real names."""
     lines = [
         line for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()
     ]
@@ -41,7 +42,7 @@ def commands(program: str) -> list[list[str]]:
 
 
 class Published:
-    """A Hub with what the commands of docs/hub.md and one more push put there."""
+    """A Hub after the commands of docs/hub.md and one more push."""
 
     def __init__(self, hub: LoopbackHub, work: Path, run_dir: Path) -> None:
         self.hub, self.work, self.run_dir = hub, work, run_dir
@@ -50,7 +51,7 @@ class Published:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a new process on another machine: an empty cache, no offline mode, no editable package."""
+        """Environment of a new process on another machine: empty cache, online, without this package."""
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHONPATH", "TRANSFORMERS"))
         }
@@ -68,9 +69,9 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def published(finished_run, tmp_path_factory):
+def published(trained_run, tmp_path_factory):
     work = tmp_path_factory.mktemp("published")
-    run_dir = complete(shutil.copytree(finished_run, work / "runs" / "quickstart"))
+    run_dir = complete(shutil.copytree(trained_run, work / "runs" / "quickstart"))
     scale_up(run_dir)
     with LoopbackHub() as hub:
         published = Published(hub, work, run_dir)
@@ -81,7 +82,7 @@ def published(finished_run, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         published.output = done.stdout.splitlines()
         published.logits["v1"] = published.local_logits()
-        with connected(hub, work / "cache"), contextlib.chdir(work):
+        with hub_connection(hub, work / "cache"), contextlib.chdir(work):
             for arguments in (dry, first, *others):
                 push(parse(PushArgs, arguments))
             scale_up(run_dir)
@@ -91,7 +92,7 @@ def published(finished_run, tmp_path_factory):
 
 
 def scale_up(run_dir: Path) -> None:
-    """Weights far from their near-uniform beginning, so that any two models differ plainly."""
+    """Scale the nearly uniform initial weights, so that the outputs of two models differ clearly."""
     path = run_dir / "best" / "model.safetensors"
     save_file({name: 3 * weight for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
 
@@ -120,8 +121,8 @@ for revision in ("main", "v1", commit):
     native_tokenizer = AutoTokenizer.from_pretrained("tester/tales", subfolder="native", **where)
     assert native_tokenizer(text).input_ids == inputs.input_ids[0].tolist()
 torch.save(logits, "logits.pt")
-tell = pipeline("text-generation", model="tester/tales", revision="v1", trust_remote_code=True)
-seen["pipeline"] = tell(text, max_new_tokens=5, do_sample=False)[0]["generated_text"]
+generate = pipeline("text-generation", model="tester/tales", revision="v1", trust_remote_code=True)
+seen["pipeline"] = generate(text, max_new_tokens=5, do_sample=False)[0]["generated_text"]
 for block in blocks:
     if 'model_id = "."' in block:
         os.chdir(best)
@@ -132,7 +133,7 @@ print(json.dumps(seen))
 
 @pytest.fixture(scope="module")
 def fresh(published) -> tuple[dict, dict, list[str]]:
-    """What one new process saw, its logits, and what the lines of the cards and the docs printed."""
+    """Classes and logits in a new process, and the output of the examples in the cards and the docs."""
     repository = published.hub.repositories["tester/tales"]
     blocks = [
         block
@@ -145,19 +146,19 @@ def fresh(published) -> tuple[dict, dict, list[str]]:
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     ]
     assert len(blocks) == 5
-    abroad = published.work / "abroad"
-    abroad.mkdir()
+    elsewhere = published.work / "elsewhere"
+    elsewhere.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", FRESH],
         input=json.dumps([TEXT, repository.tags["v1"], blocks, str(published.run_dir / "best")]),
-        cwd=abroad, env=published.environment, capture_output=True, text=True, timeout=300,
+        cwd=elsewhere, env=published.environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *told, seen = done.stdout.strip().splitlines()
-    return json.loads(seen), torch.load(abroad / "logits.pt"), told
+    *printed, seen = done.stdout.strip().splitlines()
+    return json.loads(seen), torch.load(elsewhere / "logits.pt"), printed
 
 
-def test_the_first_push_is_one_commit_with_a_tag(published):
+def test_first_push_is_one_commit_with_a_tag(published):
     assert "tag v1" in published.output[-1]
     repository = published.hub.repositories["tester/tales"]
     assert len(repository.commits) == 3 and repository.tags["v1"] != repository.head.oid
@@ -166,7 +167,7 @@ def test_the_first_push_is_one_commit_with_a_tag(published):
 
 
 @pytest.mark.parametrize("revision", ["main", "v1", "commit"])
-def test_a_fresh_process_computes_the_same_by_branch_tag_and_commit(published, fresh, revision):
+def test_new_process_computes_equal_logits_by_branch_tag_and_commit(published, fresh, revision):
     seen, logits, _ = fresh
     name = published.hub.repositories["tester/tales"].tags["v1"] if revision == "commit" else revision
     expected = published.logits["main" if revision == "main" else "v1"]
@@ -181,19 +182,19 @@ def test_a_fresh_process_computes_the_same_by_branch_tag_and_commit(published, f
     assert (published.logits["main"] - published.logits["v1"]).abs().max() > 0.1
 
 
-def test_the_pipeline_and_the_lines_of_the_cards_and_the_docs_tell_stories(fresh):
-    seen, _, told = fresh
+def test_pipeline_and_examples_of_cards_and_docs_generate_text(fresh):
+    seen, _, printed = fresh
     assert seen["pipeline"].startswith(TEXT)
-    assert "\n".join(told).count("Once upon a time") == 4
+    assert "\n".join(printed).count("Once upon a time") == 4
 
 
-def test_every_command_of_the_docs_is_one_that_is_run_here():
+def test_every_command_of_the_docs_is_tested_here():
     lines = "".join(re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)).splitlines()
     run_here = ("push_to_hub.py", "generate.py", "evaluate.py", "hf repos tag delete")
     assert len(lines) == sum(len(commands(program)) for program in run_here) == 8
 
 
-def test_a_tag_is_deleted_by_the_command_that_the_docs_give(published):
+def test_command_of_the_docs_deletes_a_tag(published):
     repository = published.hub.repositories["tester/tales"]
     [arguments] = commands("hf repos tag delete")
     repository.tags[arguments[1]], before = repository.head.oid, repository.tags[arguments[1]]
@@ -204,7 +205,7 @@ def test_a_tag_is_deleted_by_the_command_that_the_docs_give(published):
     repository.tags[arguments[1]] = before  # for the tests after this one
 
 
-def test_generate_and_evaluate_take_a_revision_of_the_hub(published, tmp_path):
+def test_generate_and_evaluate_accept_a_hub_revision(published, tmp_path):
     [arguments] = commands("generate.py")
     script = [sys.executable, str(ROOT / "scripts" / "generate.py"), *arguments]
     environment = published.environment | {"PYTHONPATH": str(ROOT)}
@@ -212,7 +213,7 @@ def test_generate_and_evaluate_take_a_revision_of_the_hub(published, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
 
-    with connected(published.hub, tmp_path / "cache"):
+    with hub_connection(published.hub, tmp_path / "cache"):
         assert generate(parse(GenerateArgs, arguments))
         newest = generate(GenerateArgs(model="tester/tales", max_new_tokens=20, seed=0))
         here = generate(GenerateArgs(model=str(published.run_dir / "best"), max_new_tokens=20, seed=0))
@@ -227,23 +228,23 @@ def test_generate_and_evaluate_take_a_revision_of_the_hub(published, tmp_path):
         assert abs(first["loss"] - second["loss"]) > 0.01
 
 
-def test_any_causal_model_of_the_hub_tells_stories(published, tmp_path):
+def test_generate_accepts_any_causal_model_of_the_hub(published, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(published.run_dir / "best", trust_remote_code=False)
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 32}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     files = {path.name: File(path.read_bytes()) for path in (tmp_path / "gpt2").iterdir()}
     published.hub.create("other/gpt2").commit("a model", files)
-    with connected(published.hub, tmp_path / "cache"):
+    with hub_connection(published.hub, tmp_path / "cache"):
         [story] = generate(GenerateArgs(model="other/gpt2", prompt="Once", max_new_tokens=4, seed=0))
         assert story.text.startswith("Once")
-        with pytest.raises(InputError, match="other/gpt2"):
+        with pytest.raises(UserError, match="other/gpt2"):
             generate(GenerateArgs(model="other/gpt2", revision="v7"))
-        with pytest.raises(InputError, match="other/none"):
+        with pytest.raises(UserError, match="other/none"):
             generate(GenerateArgs(model="other/none"))
 
 
-def test_code_of_a_repository_runs_only_if_it_is_trusted(published, tmp_path, monkeypatch):
+def test_remote_code_runs_only_if_trusted(published, tmp_path, monkeypatch):
     ran = tmp_path / "ran"
     best = {
         path.name: File(path.read_bytes())
@@ -257,15 +258,15 @@ def test_code_of_a_repository_runs_only_if_it_is_trusted(published, tmp_path, mo
     code = f"open({str(ran)!r}, 'w').close()\nraise OSError('it ran')\n"
     files = best | {"config.json": File(json.dumps(config).encode()), "strange.py": File(code.encode())}
     published.hub.create("other/strange").commit("a model", files)
-    with connected(published.hub, tmp_path / "cache"):
+    with hub_connection(published.hub, tmp_path / "cache"):
         monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
         for call in (
             lambda **flag: generate(GenerateArgs(model="other/strange", **flag)),
             lambda **flag: evaluate(EvaluateArgs(model="other/strange", data="builtin", **flag)),
         ):
-            with pytest.raises(InputError, match="trust_remote_code") as refused:
+            with pytest.raises(UserError, match="trust_remote_code") as error:
                 call()
-            assert "\n" not in str(refused.value) and not ran.exists()
-        with pytest.raises(InputError, match="it ran"):
+            assert "\n" not in str(error.value) and not ran.exists()
+        with pytest.raises(UserError, match="it ran"):
             generate(GenerateArgs(model="other/strange", trust_remote_code=True))
         assert ran.exists()

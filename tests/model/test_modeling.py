@@ -20,10 +20,10 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tinystories_slm import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.export.native import native_model
 from tinystories_slm.model import CACHE_NAME
-from tinystories_slm.model.modeling_tinystories import linear_cross_entropy
+from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
+from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM, linear_cross_entropy
 
 T = 24
 
@@ -33,16 +33,18 @@ def input_ids() -> torch.Tensor:
     return torch.randint(0, 101, (3, T), generator=torch.Generator().manual_seed(1))
 
 
-def test_a_changed_future_token_leaves_past_logits_unchanged(model, input_ids):
+def test_logits_do_not_depend_on_future_tokens(model, input_ids):
     changed = input_ids.clone()
     changed[:, 10] = (changed[:, 10] + 1) % 101
     before, after = model(input_ids).logits, model(changed).logits
 
     torch.testing.assert_close(before[:, :10], after[:, :10], rtol=0, atol=1e-5)
-    assert (before[:, 10:] - after[:, 10:]).abs().amax(dim=(0, 2)).min() > 1e-3  # every later one sees it
+    assert (before[:, 10:] - after[:, 10:]).abs().amax(
+        dim=(0, 2)
+    ).min() > 1e-3  # every later position attends to it
 
 
-def test_the_order_of_tokens_matters(model, input_ids):
+def test_logits_depend_on_token_order(model, input_ids):
     swapped = input_ids.clone()
     swapped[:, [3, 4]] = input_ids[:, [4, 3]]
 
@@ -64,23 +66,23 @@ def test_cached_and_uncached_logits_agree(model, input_ids, implementation, cach
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=0, atol=2e-5)
 
 
-def test_left_padding_changes_neither_logits_nor_greedy_text(model, input_ids):
+def test_left_padding_changes_no_logits_or_greedy_text(model, input_ids):
     single = input_ids[:1, :8]
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), single], dim=1)
     mask = torch.tensor([[0] * 5 + [1] * 8])
 
     expected = model(single).logits
     torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 5:], expected, rtol=0, atol=2e-5)
-    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    alone = model.generate(single, attention_mask=torch.ones_like(single), **settings)
-    batched = model.generate(padded, attention_mask=mask, **settings)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    alone = model.generate(single, attention_mask=torch.ones_like(single), **options)
+    batched = model.generate(padded, attention_mask=mask, **options)
     assert batched[0, 13:].tolist() == alone[0, 8:].tolist()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("cache", ["dynamic", "static", "static, whole mask"])
 def test_positions_follow_the_mask_in_cached_decoding(model, input_ids, implementation, cache):
-    # As a caller without `generate()` does: the mask of all tokens so far each time, no position_ids.
+    # As a caller without `generate()`: each step passes the mask of all tokens so far, no position_ids.
     model.set_attn_implementation(implementation)
     padded = torch.cat([torch.zeros(3, 5, dtype=torch.long), input_ids], dim=1)
     mask = (torch.arange(5 + T) >= 5).long().expand(3, -1)
@@ -97,7 +99,7 @@ def test_positions_follow_the_mask_in_cached_decoding(model, input_ids, implemen
     torch.testing.assert_close(torch.cat(logits, dim=1)[:, 5:], expected, rtol=0, atol=2e-5)
 
 
-def test_padding_in_the_middle_of_a_text_moves_no_token(model, input_ids):
+def test_padding_inside_a_text_shifts_no_position(model, input_ids):
     padded = torch.cat([input_ids[:, :9], torch.zeros(3, 4, dtype=torch.long), input_ids[:, 9:]], dim=1)
     is_token = torch.tensor([True] * 9 + [False] * 4 + [True] * (T - 9))
     logits = model(padded, attention_mask=is_token.long().expand(3, -1)).logits
@@ -107,12 +109,10 @@ def test_padding_in_the_middle_of_a_text_moves_no_token(model, input_ids):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["bool", "float"])
-def test_texts_packed_in_a_row_by_positions_and_a_4d_mask_see_only_themselves(
-    model, input_ids, implementation, kind
-):
+def test_packed_sequences_attend_only_to_themselves(model, input_ids, implementation, kind):
     model.set_attn_implementation(implementation)
     text = torch.tensor([0] * 9 + [1] * (T - 9))
-    mask = (text[:, None] == text).tril()[None, None].expand(3, -1, -1, -1)  # (B, 1, T, T), True is seen
+    mask = (text[:, None] == text).tril()[None, None].expand(3, -1, -1, -1)  # (B, 1, T, T), True: attend
     if kind == "float":
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     position_ids = torch.cat([torch.arange(9), torch.arange(T - 9)]).expand(3, -1)
@@ -122,7 +122,7 @@ def test_texts_packed_in_a_row_by_positions_and_a_4d_mask_see_only_themselves(
     torch.testing.assert_close(logits, torch.cat(alone, dim=1), rtol=0, atol=2e-5)
 
 
-def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
+def test_loss_shifts_labels_and_ignores_minus_100(model, input_ids):
     labels = input_ids.clone()
     labels[:, :5] = -100
     logits = model(input_ids).logits
@@ -136,8 +136,8 @@ def test_the_loss_shifts_labels_once_and_ignores_minus_100(model, input_ids):
 
 
 @pytest.mark.parametrize("num_items_in_batch", [None, 7])
-def test_the_loss_alone_is_the_loss_of_the_logits(model, input_ids, num_items_in_batch, monkeypatch):
-    # Three pieces of 512 rows and a short one, as in training; labels with holes.
+def test_loss_only_matches_the_loss_of_the_logits(model, input_ids, num_items_in_batch, monkeypatch):
+    # Three full chunks of rows and a partial one, as in training; some labels are ignored.
     monkeypatch.setattr(torch.Tensor, "split", lambda x, n, split=torch.Tensor.split: split(x, min(n, 20)))
     labels = input_ids.masked_fill(input_ids % 7 == 0, -100)
     losses, gradients = [], []
@@ -151,11 +151,11 @@ def test_the_loss_alone_is_the_loss_of_the_logits(model, input_ids, num_items_in
 
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
     size = torch.stack([gradient.norm() for gradient in gradients[0].values()]).norm()
-    for name, expected in gradients[0].items():  # a key's bias has none but that of rounding
+    for name, expected in gradients[0].items():  # the gradient of a key bias is rounding only
         assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-7 * size, name
 
 
-def test_the_loss_alone_stays_close_in_bfloat16_and_finite_where_a_token_is_impossible(input_ids):
+def test_loss_only_is_close_in_bfloat16_and_finite_for_impossible_tokens(input_ids):
     torch.manual_seed(0)
     hidden = torch.randn(2, 600, 16)
     weight, labels = torch.randn(101, 16, requires_grad=True), torch.randint(0, 101, (2, 600))
@@ -173,20 +173,20 @@ def test_the_loss_alone_stays_close_in_bfloat16_and_finite_where_a_token_is_impo
     assert far.item() == pytest.approx(math.log(2)) and one_sided.item() == pytest.approx(87.3, abs=0.1)
 
 
-def test_under_autocast_the_residual_stream_is_half_as_wide(model, input_ids):
-    widths = []
+def test_autocast_keeps_the_residual_stream_in_16_bits(model, input_ids):
+    dtypes = []
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda module, args, output: widths.append(output.dtype))
+        layer.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
     expected = model(input_ids, labels=input_ids).loss
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(input_ids, labels=input_ids).loss
 
     count = len(model.model.layers)
-    assert widths == [torch.float32] * count + [torch.bfloat16] * count
+    assert dtypes == [torch.float32] * count + [torch.bfloat16] * count
     assert abs(loss - expected) < 2e-3 * expected
 
 
-def test_logits_to_keep_and_inputs_embeds(model, input_ids):
+def test_logits_to_keep_and_inputs_embeds_match_the_full_logits(model, input_ids):
     full = model(input_ids).logits
     torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, full[:, -2:], rtol=0, atol=1e-5)
     some = torch.tensor([3, 17])
@@ -198,7 +198,7 @@ def test_logits_to_keep_and_inputs_embeds(model, input_ids):
             model(**inputs)
 
 
-def test_eager_and_sdpa_agree_and_attentions_are_causal_distributions(model, input_ids):
+def test_eager_matches_sdpa_and_returns_causal_attentions(model, input_ids):
     expected = model(input_ids).logits
     model.set_attn_implementation("eager")
     output = model(input_ids, output_attentions=True, output_hidden_states=True)
@@ -210,28 +210,30 @@ def test_eager_and_sdpa_agree_and_attentions_are_causal_distributions(model, inp
     assert output.attentions[0].triu(1).abs().max() == 0
 
 
-def test_keyword_arguments_reach_the_attention_back_end(model, input_ids):
+def test_forward_passes_keyword_arguments_to_attention(model, input_ids):
     seen = []
 
-    def attend(module, *args, story=None, **kwargs):
-        seen.append((module.layer_idx, story, kwargs["position_ids"].shape))
+    def attend(module, *args, extra=None, **kwargs):
+        seen.append((module.layer_idx, extra, kwargs["position_ids"].shape))
         return sdpa_attention_forward(module, *args, **kwargs)
 
-    AttentionInterface.register("listening", attend)
-    AttentionMaskInterface.register("listening", sdpa_mask)
+    AttentionInterface.register("recording", attend)
+    AttentionMaskInterface.register("recording", sdpa_mask)
     expected = model(input_ids).logits
-    model.set_attn_implementation("listening")
+    model.set_attn_implementation("recording")
 
-    torch.testing.assert_close(model(input_ids, story="fox").logits, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model(input_ids, extra="fox").logits, expected, rtol=0, atol=0)
     assert seen == [(0, "fox", (1, T)), (1, "fox", (1, T))]
 
 
-def test_flex_attention_agrees_under_left_padding(input_ids):
-    model = tiny_model(family="modern", num_key_value_heads=2, hidden_size=64)  # it asks for 16 a head
+def test_flex_attention_matches_sdpa_with_left_padding(input_ids):
+    model = tiny_model(
+        family="llama", num_key_value_heads=2, hidden_size=64
+    )  # flex attention requires head_dim >= 16
     mask = (torch.arange(T) >= torch.tensor([[0], [5], [9]])).long()
     expected = model(input_ids, attention_mask=mask).logits
     model.set_attn_implementation("flex_attention")
-    # On a CPU torch has no backward of it; and uncompiled it computes the same, a minute sooner.
+    # On a CPU torch has no backward for it. Without compilation it computes the same, a minute faster.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         logits = model(input_ids, attention_mask=mask).logits
 
@@ -254,7 +256,7 @@ def test_gradient_checkpointing_changes_no_gradient(model, input_ids):
 
 
 @pytest.mark.parametrize("size", [90, 128])
-def test_resized_embeddings_take_the_head_and_the_configuration_along(model, input_ids, size, tmp_path):
+def test_resize_token_embeddings_updates_head_and_config(model, input_ids, size, tmp_path):
     ids = input_ids.clamp(max=89)
     before = model(ids).logits
     model.resize_token_embeddings(size)
@@ -264,14 +266,16 @@ def test_resized_embeddings_take_the_head_and_the_configuration_along(model, inp
     torch.testing.assert_close(output.logits[..., :90], before[..., :90], rtol=0, atol=1e-5)
     assert (model.config.vocab_size, model.vocab_size, model.lm_head.out_features) == (size,) * 3
     _assert_tying(model)
-    told = model.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None)
+    expected = model.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None)
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(again.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None), told)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(
+        loaded.generate(ids[:, :4], max_new_tokens=3, do_sample=False, eos_token_id=None), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_computes_generates_saves_and_loads(model, input_ids, dtype, tmp_path):
+def test_16_bit_model_computes_generates_saves_and_loads(model, input_ids, dtype, tmp_path):
     expected = model(input_ids).logits
     model = model.to(dtype)
     logits = model(input_ids).logits
@@ -282,12 +286,12 @@ def test_half_precision_computes_generates_saves_and_loads(model, input_ids, dty
     _assert_tying(model)
     assert model.generate(input_ids[:, :4], max_new_tokens=3, eos_token_id=None).shape == (3, 7)
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)  # in the dtype it was saved in
-    assert torch.equal(again(input_ids).logits, logits)
-    _assert_tying(again)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)  # keeps the saved dtype
+    assert torch.equal(loaded(input_ids).logits, logits)
+    _assert_tying(loaded)
 
 
-def test_the_parallel_plans_name_every_linear_layer_and_nothing_else(model):
+def test_parallel_plans_name_exactly_the_linear_layers(model):
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     if "lm_head" not in LlamaForCausalLM(LlamaConfig(num_hidden_layers=0, vocab_size=8)).tp_plan:
         layers.remove("lm_head")  # transformers 5.10 drops the head from every class's plan
@@ -298,19 +302,19 @@ def test_the_parallel_plans_name_every_linear_layer_and_nothing_else(model):
     for layer in layers:
         assert any(pattern.fullmatch(layer) for pattern in plan.values()), layer
     assert all(name in modules for name in model.pp_plan)
-    # Learned positions join between two stages, which no pipeline plan can say.
-    assert ("model.layers" in model.pp_plan) == (model.config.family == "modern")
+    # Learned positions are added between two stages; a pipeline plan cannot express that.
+    assert ("model.layers" in model.pp_plan) == (model.config.family == "llama")
 
 
-def test_a_model_loaded_through_the_meta_device_has_nothing_uninitialised(model, tmp_path):
+def test_from_pretrained_initializes_every_tensor(model, tmp_path):
     assert not list(model.buffers())
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_initialisation_is_gpt2s():
+def test_initialization_matches_gpt2():
     model = TinyStoriesForCausalLM(TinyStoriesConfig(n_layer=8, n_embd=256, n_head=8, bias=True))
     layer = model.model.layers[3]
 
@@ -326,15 +330,15 @@ def test_initialisation_is_gpt2s():
 def test_save_and_load_keep_logits_and_tying(model, input_ids, tmp_path):
     tied = model.config.tie_word_embeddings
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
 
-    assert type(again) is TinyStoriesForCausalLM
-    assert torch.equal(model(input_ids).logits, again(input_ids).logits)
-    _assert_tying(again)
+    assert type(loaded) is TinyStoriesForCausalLM
+    assert torch.equal(model(input_ids).logits, loaded(input_ids).logits)
+    _assert_tying(loaded)
     assert len(load_file(tmp_path / "model.safetensors")) == len(model.state_dict()) - tied
 
 
-def test_one_batch_can_be_learned_by_heart():
+def test_training_overfits_one_batch():
     model = tiny_model(scale=1.0).train()
     ids = torch.randint(0, 101, (4, 16), generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -355,8 +359,8 @@ def test_dropout_acts_in_training_only(input_ids):
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_past_the_context_learned_positions_say_so(cache):
-    model = tiny_model(family="gpt")
+def test_learned_positions_reject_tokens_past_the_context(cache):
+    model = tiny_model(family="gpt2")
     zeros = torch.zeros(1, 49, dtype=torch.long)
     with pytest.raises(ValueError, match=r"49 tokens do not fit the context of 48.*shorten the prompt"):
         model(zeros)
@@ -368,7 +372,7 @@ def test_past_the_context_learned_positions_say_so(cache):
         model(zeros[:, :1], **{CACHE_NAME: past})
 
 
-def test_an_unknown_argument_is_rejected(model):
+def test_forward_rejects_an_unknown_argument(model):
     prompt = torch.tensor([[1, 2, 3]])
     for network in (model, model.model):
         with pytest.raises(TypeError, match=r"unexpected keyword argument 'cach', 'past'"):
@@ -383,7 +387,7 @@ def test_an_unknown_argument_is_rejected(model):
         assert len(output.hidden_states) == 3
 
 
-def test_an_attention_function_from_outside_may_declare_arguments(model):
+def test_external_attention_function_may_declare_arguments(model):
     seen = []
 
     def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, instances=None, **kwargs):
@@ -398,7 +402,7 @@ def test_an_attention_function_from_outside_may_declare_arguments(model):
         model(torch.tensor([[1, 2, 3]]), others="mine")
 
 
-def test_the_cache_has_one_name_of_transformers_and_the_earlier_one_works(model):
+def test_forward_accepts_both_names_of_the_cache(model):
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = model(ids, use_cache=False).logits[:, -1]
     for name in {CACHE_NAME, "past_key_values"}:
@@ -413,7 +417,7 @@ def test_the_cache_has_one_name_of_transformers_and_the_earlier_one_works(model)
             model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
 
 
-def test_shifted_labels_count_in_both_forms_of_the_loss(model):
+def test_both_losses_use_shift_labels(model):
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = model(ids, labels=ids).loss
     shifted = {"labels": ids, "shift_labels": torch.tensor([[6, 7, 8, -100]])}
@@ -421,8 +425,8 @@ def test_shifted_labels_count_in_both_forms_of_the_loss(model):
     torch.testing.assert_close(model(ids, **shifted, loss_only=True).loss, expected)
 
 
-def test_a_configuration_that_was_changed_is_validated_again():
-    config = tiny_model(family="modern").config
+def test_model_validates_a_modified_config():
+    config = tiny_model(family="llama").config
     config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(ValueError, match=r"rope_type \('linear'\)"):
         TinyStoriesForCausalLM(config)
@@ -430,28 +434,28 @@ def test_a_configuration_that_was_changed_is_validated_again():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "settings, name",
+    "overrides, name",
     [
-        ({"family": "gpt"}, "GPT2LMHeadModel"),
-        ({"family": "gpt", "bias": True}, "GPT2LMHeadModel"),
-        ({"family": "modern"}, "LlamaForCausalLM"),
-        ({"family": "modern", "num_key_value_heads": 2}, "LlamaForCausalLM"),
-        ({"family": "modern", "bias": True}, "LlamaForCausalLM"),
-        ({"family": "modern", "qk_norm": True}, "Qwen3ForCausalLM"),
+        ({"family": "gpt2"}, "GPT2LMHeadModel"),
+        ({"family": "gpt2", "bias": True}, "GPT2LMHeadModel"),
+        ({"family": "llama"}, "LlamaForCausalLM"),
+        ({"family": "llama", "num_key_value_heads": 2}, "LlamaForCausalLM"),
+        ({"family": "llama", "bias": True}, "LlamaForCausalLM"),
+        ({"family": "llama", "qk_norm": True}, "Qwen3ForCausalLM"),
     ],
     ids=str,
 )
-def test_a_family_is_a_class_of_transformers_to_the_bit(settings, name, dtype, input_ids, tmp_path):
-    ours = tiny_model(**settings)
+def test_family_matches_a_transformers_class_exactly(overrides, name, dtype, input_ids, tmp_path):
+    ours = tiny_model(**overrides)
     native_model(ours).save_pretrained(tmp_path)
-    # Loaded, as `.to(bfloat16)` would round its table of frequencies.
+    # Load in this dtype: `.to(bfloat16)` would round the buffer of RoPE frequencies.
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
 
     assert type(theirs).__name__ == name and type(theirs).__module__.startswith("transformers.models.")
     assert torch.equal(ours.to(dtype)(input_ids).logits, theirs(input_ids).logits)
 
 
-def test_the_model_files_import_nothing_of_ours():
+def test_model_files_import_nothing_of_the_package():
     code = (
         "import sys, importlib.util as u\n"
         "class Block:\n"

@@ -1,7 +1,7 @@
-"""Faults of a machine, made to happen: run as `unshare -rm python machine_faults.py CONFIG FOLDER`.
+"""Simulate faults of a machine: run as `unshare -rm python machine_faults.py CONFIG FOLDER`.
 
-FOLDER becomes a file system of a few megabytes that this process alone sees. Prints what each fault
-came to as JSON. Not a test by itself: `test_faults.py` runs it and looks at what it prints.
+FOLDER becomes a file system of a few megabytes that only this process sees. Prints the outcome of each
+fault as JSON. Not a test by itself: `test_machine_errors.py` runs it and checks the output.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from tinystories_slm.config import RunConfig, load_config
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 from tinystories_slm.training import loop, train
-from tinystories_slm.training.checkpoints import checkpoints, damage_of
+from tinystories_slm.training.checkpoints import checkpoints, verify_checkpoint
 
 
 def main(config_path: str, folder: str) -> None:
@@ -30,19 +30,19 @@ def main(config_path: str, folder: str) -> None:
 
 
 def _full_disk(config: RunConfig, folder: Path) -> dict:
-    # Every checkpoint is kept, and so they fill it up, as they would a real one.
-    refusal = _refusal(_with(config, keep_checkpoints=100))
+    # All checkpoints are kept, so that they fill the disk.
+    error = _error_of(_with(config, keep_checkpoints=100))
     found = checkpoints(config.output_dir)
-    intact = [path.name for path in found if damage_of(path) is None]
+    intact = [path.name for path in found if verify_checkpoint(path) is None]
     with contextlib.suppress(OSError), (folder / "rest").open("wb", buffering=0) as rest:
-        while True:  # to the last byte
+        while True:  # until the last byte is used
             rest.write(bytes(1024))
-    no_start = _refusal(_with(config, output_dir=folder / "no_start"))
+    start_error = _error_of(_with(config, output_dir=folder / "no_start"))
     _mount(str(folder), "remount,size=64m")
     train(config)
     return {
-        "refusal": refusal,
-        "no start": no_start,
+        "error": error,
+        "start error": start_error,
         "found": [path.name for path in found],
         "intact": intact,
         **_end(config),
@@ -52,19 +52,19 @@ def _full_disk(config: RunConfig, folder: Path) -> dict:
 def _read_only(config: RunConfig, folder: str) -> dict:
     train_step = loop.train_step
 
-    def locked_up(run):
+    def read_only_step(run):
         if run.progress.step == 5:
-            # A second, read-only mount on top: the first is busy, as the run holds its lock open.
+            # Mount it again, read-only, on top: the first mount is busy, as the run holds the lock file.
             subprocess.run(["mount", "--bind", folder, folder], check=True)
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         return train_step(run)
 
-    loop.train_step = locked_up
-    refusal = _refusal(config)
+    loop.train_step = read_only_step
+    error = _error_of(config)
     loop.train_step = train_step
     subprocess.run(["umount", folder], check=True)
     train(config)
-    return {"refusal": refusal, **_end(config)}
+    return {"error": error, **_end(config)}
 
 
 def _out_of_memory(config: RunConfig) -> dict:
@@ -73,15 +73,15 @@ def _out_of_memory(config: RunConfig) -> dict:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
     try:
-        return {"refusal": _refusal(huge)}
+        return {"error": _error_of(huge)}
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def _refusal(config: RunConfig) -> str:
+def _error_of(config: RunConfig) -> str:
     try:
         train(config)
-    except InputError as error:
+    except UserError as error:
         return str(error)
     return "none"
 

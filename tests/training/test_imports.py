@@ -8,7 +8,7 @@ WITHOUT_DATASETS = "import sys; sys.modules['datasets'] = None; sys.modules['eva
 
 
 @pytest.mark.parametrize("module", ["tinystories_slm.training", "tinystories_slm.evaluation.likelihood"])
-def test_training_needs_no_datasets_to_be_imported(module):
+def test_import_does_not_need_datasets(module):
     done = subprocess.run(
         [sys.executable, "-c", f"{WITHOUT_DATASETS}import {module}; print('imported')"],
         cwd=ROOT,

@@ -1,80 +1,37 @@
-"""Stopped anywhere and resumed, a run gives the same model: to the bit, or elsewhere within rounding."""
+"""Resume: a stopped run gives the same model, bit for bit or within rounding."""
 
 import multiprocessing
-import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
+from training.helpers import (
+    EXACT_METRICS,
+    assert_equal_tensors,
+    assert_same_run,
+    load_weights,
+    read_series,
+    send_signals,
+    train_with_stops,
+)
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.errors import Stopped
-from tinystories_slm.training import loop, train
-from tinystories_slm.training.averaging import AVERAGE
-from tinystories_slm.training.checkpoints import checkpoints
-from tinystories_slm.training.watching.display import Stopwatch
-from tinystories_slm.training.watching.tracking import read_metrics
-
-EXACT = ("train/loss", "train/lr", "train/grad_norm", "val/loss")
-
-
-def series(run_dir: Path, name: str) -> dict[int, float]:
-    return {line["step"]: line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights byte for byte, optimizer, curves and stories."""
-    for name in ("best", "last"):
-        ours, theirs = (run / name / "model.safetensors" for run in (one, other))
-        assert ours.read_bytes() == theirs.read_bytes(), name
-    newest, newest_other = checkpoints(one)[-1], checkpoints(other)[-1]
-    assert newest.name == newest_other.name
-    optimizers = sorted(path.name for path in newest.glob("optimizer*.bin"))
-    assert optimizers
-    for name in optimizers:
-        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (newest, newest_other))
-        torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
-    averages = [folder / AVERAGE for folder in (newest, newest_other)]
-    if any(path.exists() for path in averages):
-        assert averages[0].read_bytes() == averages[1].read_bytes()
-    for name in EXACT:
-        assert series(one, name) == series(other, name), name
-    assert (one / "samples.md").read_text() == (other / "samples.md").read_text()
-
-
-@contextmanager
-def signalled(monkeypatch, stops: dict[int, signal.Signals]) -> Iterator[None]:
-    """Each of `stops` is a signal to this very process at the beginning of that step, once."""
-    waiting, train_step = dict(stops), loop.train_step
-
-    def interrupted_step(run):
-        if number := waiting.pop(run.progress.step + 1, None):
-            os.kill(os.getpid(), number)
-        return train_step(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupted_step)
-        yield
-
-
-def train_in_pieces(config: RunConfig, monkeypatch, stops: dict[int, signal.Signals]) -> Path:
-    with signalled(monkeypatch, stops):
-        for step in stops:
-            with pytest.raises(Stopped, match=rf"stopped after step {step} of \d+, saved"):
-                train(config)
-        return train(config)
+from tinystories_slm.errors import TrainingInterrupted, UserError
+from tinystories_slm.runs.console import Stopwatch
+from tinystories_slm.runs.records import read_metrics
+from tinystories_slm.training import is_finished, train
+from tinystories_slm.training.checkpoints import (
+    checkpoints,
+)
 
 
 @pytest.fixture
 def two_epochs(tiny_run, tmp_path_factory):
-    """As `tiny_run`, on 20 stories: an epoch is 43 steps, so a run of 60 crosses its edge."""
+    """`tiny_run` on 20 stories: an epoch has 43 steps, so a run of 60 steps enters the second."""
     folder = tmp_path_factory.mktemp("two_epochs")
 
     def configure(*flags: str, name: str) -> RunConfig:
@@ -89,76 +46,132 @@ VARIANTS = {
         *("--model.dropout", "0.2", "--train.per_device_batch_size", "2"),
         *("--train.log_every", "7", "--train.save_every", "9"),
     ),
-    "bf16, Muon, story windows": (
-        *("--train.mixed_precision", "bf16", "--train.optimizer", "muon", "--data.windows", "story"),
-        *("--model.family", "modern", "--model.qk_norm", "true", "--model.dropout", "0.1"),
+    "bf16, Muon, document packing": (
+        *("--train.mixed_precision", "bf16", "--train.optimizer", "muon", "--data.packing", "document"),
+        *("--model.family", "llama", "--model.qk_norm", "true", "--model.dropout", "0.1"),
     ),
-    "averaged": (*("--train.ema_decay", "0.9", "--model.dropout", "0.1"), *("--train.save_every", "9")),
+    "EMA": (*("--train.ema_decay", "0.9", "--model.dropout", "0.1"), *("--train.save_every", "9")),
     "compiled": ("--train.compile", "true", "--model.dropout", "0.1"),
     "compiled, bf16": ("--train.compile", "true", "--train.mixed_precision", "bf16"),
 }
 
 
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
-def test_stopped_anywhere_a_run_ends_the_same_to_the_bit(flags, two_epochs, monkeypatch, fault):
+def test_run_stopped_by_signals_is_bit_identical(flags, two_epochs, monkeypatch, fault):
     if "--train.compile" in flags and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     whole = train(two_epochs(*flags, name="whole"))
-    stops = {5: signal.SIGTERM, 30: signal.SIGUSR1, 47: signal.SIGINT}  # none is due to save or to log
-    pieces = train_in_pieces(two_epochs(*flags, name="pieces"), monkeypatch, stops)
+    stops = {5: signal.SIGTERM, 30: signal.SIGUSR1, 47: signal.SIGINT}  # steps without a save or a log line
+    pieces = train_with_stops(two_epochs(*flags, name="pieces"), monkeypatch, stops)
 
     assert_same_run(whole, pieces)
     fault(
-        "SIGTERM, SIGUSR1 and SIGINT, one after the other, in the middle of a step",
-        "each finishes the step, saves and exits with code 75; the resumed run is the same to the bit",
+        "SIGTERM, SIGUSR1 and SIGINT, one after the other, during a step",
+        "the step finishes, a checkpoint is saved, exit code 75; the resumed run is bit-identical",
     )
 
 
-def test_steps_of_the_session_before_do_not_count_for_the_speed_of_this_one(tiny_run, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_run(tiny_run):
+    dropout = ("--model.dropout", "0.2", "--train.per_device_batch_size", "4")
+    whole = train(tiny_run(*dropout, name="whole"))
+    resumed = train(tiny_run(*dropout, name="resumed"))
+    for folder in ("best", "last"):
+        shutil.rmtree(resumed / folder)
+    shutil.rmtree(resumed / "checkpoints" / "step_000012")  # as after a kill at step 8
+    assert not is_finished(tiny_run(*dropout, name="resumed"))
+    assert train(tiny_run(*dropout, name="resumed")) == resumed
+
+    assert_equal_tensors(load_weights(resumed / "last"), load_weights(whole / "last"))
+    for name in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
+        assert read_series(resumed, name) == read_series(whole, name)
+    assert (resumed / "samples.md").read_text() == (whole / "samples.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "samples.md"])
+def test_kill_during_resume_loses_no_records(name, tiny_run, monkeypatch, fault):
+    run_dir = train(tiny_run())
+    before = {name: (run_dir / name).read_text() for name in ("config.yaml", "samples.md")}
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    write_text = Path.write_text
+
+    def killed_write_text(path: Path, text: str, **options) -> int:
+        if path.name.startswith(name):
+            write_text(path, "", **options)
+            raise SystemExit("killed")
+        return write_text(path, text, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
+        patch.setattr(Path, "write_text", killed_write_text)
+        train(tiny_run())
+    train(tiny_run())
+
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {name: (run_dir / name).read_text() for name in before} == before
+    fault(
+        "SIGKILL while a resumed run rewrites its records",
+        "the old or the new file exists, complete; the same command resumes",
+    )
+
+
+def test_truncated_token_file_raises_on_resume(data_dir, tiny_run, tmp_path, monkeypatch, fault):
+    folder = tmp_path / "data"
+    shutil.copytree(data_dir, folder)
+    flags = ("--data.data_dir", str(folder))
+    run_dir = train(tiny_run(*flags))
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    tokens = folder / "train.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"train.bin"):
+        train(tiny_run(*flags))
+    fault("a token file is truncated between two sessions", "an error names the file (exit code 2)")
+
+
+def test_steps_of_an_earlier_session_do_not_count_for_the_speed(tiny_run, monkeypatch):
     monkeypatch.setattr(Stopwatch, "elapsed_s", lambda self: 2.0)
-    run_dir = train_in_pieces(tiny_run("--train.log_every", "6"), monkeypatch, {5: signal.SIGTERM})
+    run_dir = train_with_stops(tiny_run("--train.log_every", "6"), monkeypatch, {5: signal.SIGTERM})
 
-    # 8 x 32 tokens a step, in two seconds: step 6 alone, then steps 7 to 12.
-    assert series(run_dir, "train/tokens_per_second") == {6: 128.0, 12: 768.0}
+    # 8 x 32 tokens per step in two seconds: step 6 alone, then steps 7 to 12.
+    assert read_series(run_dir, "train/tokens_per_second") == {6: 128.0, 12: 768.0}
 
 
-def test_killed_twenty_times_a_run_ends_the_same_to_the_bit(two_epochs, fault):
+def test_run_killed_twenty_times_is_bit_identical(two_epochs, fault):
     flags = ("--model.dropout", "0.1", "--train.per_device_batch_size", "4", "--train.save_every", "3")
     flags += ("--train.max_steps", "150", "--train.log_every", "7")
-    began_s = time.perf_counter()
+    start_s = time.perf_counter()
     whole = train(two_epochs(*flags, name="whole"))
-    step_s = (time.perf_counter() - began_s) / 150
+    step_s = (time.perf_counter() - start_s) / 150
     config = two_epochs(*flags, name="killed")
-    # A server that has imported torch forks real processes in no time; each has a life of its own.
+    # A fork server that has imported torch starts independent processes quickly.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tinystories_slm.training"])
-    rng, kills, in_the_middle_of_saving = random.Random(0), 0, 0
+    rng, kills, kills_during_a_save = random.Random(0), 0, 0
     while kills < 20:
         process = processes.Process(target=train, args=(config,))
         process.start()
-        _wait_for_a_moment(process, config.output_dir, rng.uniform(0, 3 * step_s), mid_save=kills % 2 == 0)
+        _wait_for_kill_time(process, config.output_dir, rng.uniform(0, 3 * step_s), mid_save=kills % 2 == 0)
         process.kill()  # SIGKILL
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "it reached its end before twenty kills"
+        assert process.exitcode == -signal.SIGKILL, "the run finished before twenty kills"
         kills += 1
-        in_the_middle_of_saving += any((config.output_dir / "checkpoints").glob("*.partial"))
+        kills_during_a_save += any((config.output_dir / "checkpoints").glob("*.partial"))
     finished_steps = [int(folder.name.removeprefix("step_")) for folder in checkpoints(config.output_dir)]
     process = processes.Process(target=train, args=(config,))
     process.start()
     process.join()
 
     assert process.exitcode == 0
-    assert finished_steps and max(finished_steps) < 150  # the kills had a run to interrupt
-    assert in_the_middle_of_saving >= 5
+    assert finished_steps and max(finished_steps) < 150  # the run was not finished when killed
+    assert kills_during_a_save >= 5
     assert_same_run(whole, config.output_dir)
     fault(
-        f"SIGKILL at {kills} random moments, {in_the_middle_of_saving} of them in the middle of a checkpoint",
-        "the same command goes on from the last whole checkpoint; the model is the same byte for byte",
+        f"SIGKILL at {kills} random moments, {kills_during_a_save} of them during a save",
+        "the same command resumes the last complete checkpoint; the model is identical byte for byte",
     )
 
 
-def _wait_for_a_moment(process, run_dir: Path, seconds: float, *, mid_save: bool) -> None:
-    """Until the run writes a checkpoint, or has written one and `seconds` have passed."""
+def _wait_for_kill_time(process, run_dir: Path, seconds: float, *, mid_save: bool) -> None:
+    """Return when the run is writing a checkpoint, or `seconds` after it has written one."""
     folder = run_dir / "checkpoints"
     steps = [path.name for path in checkpoints(run_dir)]
     while process.is_alive():
@@ -170,22 +183,52 @@ def _wait_for_a_moment(process, run_dir: Path, seconds: float, *, mid_save: bool
         time.sleep(0.0005)
 
 
+def test_resume_with_another_accumulation_keeps_the_losses(tiny_run):
+    # 12 sequences in 2 micro-batches, then in 3: this would break Accelerate's own count of micro-batches.
+    batch = ("--train.batch_size", "12")
+    whole = train(tiny_run(*batch, "--train.per_device_batch_size", "6", name="whole"))
+    mixed = train(tiny_run(*batch, "--train.per_device_batch_size", "6", name="mixed"))
+    for step in (8, 12):
+        shutil.rmtree(mixed / "checkpoints" / f"step_{step:06d}")
+    shutil.copytree(whole / "checkpoints" / "step_000008", mixed / "checkpoints" / "step_000008")
+    train(tiny_run(*batch, "--train.per_device_batch_size", "4", name="mixed"))
+
+    for name in ("train/loss", "train/grad_norm"):
+        assert list(read_series(mixed, name).values()) == pytest.approx(
+            list(read_series(whole, name).values()), rel=2e-4
+        )
+
+
 @pytest.mark.parametrize("first, then", [(1, 8), (8, 1)], ids=["1 to 8", "8 to 1"])
-def test_resumed_in_other_micro_batches_losses_agree(first, then, tiny_run, monkeypatch):
+def test_resume_with_another_micro_batch_keeps_the_losses(first, then, tiny_run, monkeypatch):
     whole = train(tiny_run("--train.per_device_batch_size", str(8 // first), name="whole"))
     config = tiny_run("--train.per_device_batch_size", str(8 // first), name="mixed")
     other = tiny_run("--train.per_device_batch_size", str(8 // then), name="mixed")
-    with pytest.raises(Stopped), signalled(monkeypatch, {6: signal.SIGTERM}):
+    with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {6: signal.SIGTERM}):
         train(config)
     train(other)
 
-    for name in EXACT:
-        assert list(series(config.output_dir, name).values()) == pytest.approx(
-            list(series(whole, name).values()), rel=2e-4
+    for name in EXACT_METRICS:
+        assert list(read_series(config.output_dir, name).values()) == pytest.approx(
+            list(read_series(whole, name).values()), rel=2e-4
         ), name
 
 
-def test_a_branch_goes_on_from_a_checkpoint_of_another_run(tiny_run):
+@pytest.mark.parametrize(
+    "option", ["--train.cpu_kernels=torch", "--train.attention=eager"], ids=["cpu_kernels", "attention"]
+)
+def test_kernels_and_attention_may_change_on_resume(option, tiny_run, monkeypatch):
+    whole = train(tiny_run(name="whole"))
+    config = tiny_run(option, name="changed")
+    with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {6: signal.SIGTERM}):
+        train(config)
+    train(tiny_run(name="changed"))
+
+    expected = read_series(whole, "train/loss")
+    assert read_series(config.output_dir, "train/loss") == pytest.approx(expected, rel=1e-3)
+
+
+def test_branch_continues_a_checkpoint_of_another_run(tiny_run):
     trunk = train(tiny_run("--train.keep_checkpoints", "3", name="trunk"))
     checkpoint = trunk / "checkpoints" / "step_000004"
     config = tiny_run("--train.resume", str(checkpoint), "--train.keep_checkpoints", "3", name="branch")
@@ -193,13 +236,13 @@ def test_a_branch_goes_on_from_a_checkpoint_of_another_run(tiny_run):
 
     assert_same_run(trunk, branch)
     assert [folder.name for folder in checkpoints(branch)] == ["step_000008", "step_000012"]
-    train(config)  # finished: nothing is done, nothing refused
+    train(config)  # already finished: no training, no error
 
 
-def test_a_run_may_begin_with_another_models_weights(tiny_run):
+def test_init_from_starts_with_the_weights_of_another_model(tiny_run):
     first = train(tiny_run(name="first"))
     config = tiny_run("--model.init_from", str(first / "best"), "--train.seed", "1", name="second")
     second = train(config)
 
-    assert series(second, "train/loss")[1] < series(first, "train/loss")[1] - 0.3
+    assert read_series(second, "train/loss")[1] < read_series(first, "train/loss")[1] - 0.3
     assert load_file(second / "last" / "model.safetensors").keys()

@@ -1,1 +1,1 @@
-"""Stories -> tokens -> windows: `sources`, `tokenizer`, `prepare`, `windows`, in this order."""
+"""Data pipeline: download stories (`sources`), train a `tokenizer`, `prepare` token files, pack windows."""

@@ -1,4 +1,4 @@
-"""Stories -> token ids on disk: train.bin, validation.bin and, last of all, manifest.json."""
+"""Tokenize the stories into train.bin and validation.bin, and write manifest.json last."""
 
 import logging
 import multiprocessing
@@ -22,20 +22,21 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.artifacts import alone_in, finished_file, sha256_of
-from tinystories_slm.data.origin import Origin, refuse_other
-from tinystories_slm.data.sources import RawStories, download_data
-from tinystories_slm.data.tokenizer import TokenizerRecord, encode_stories, load_tokenizer, train_tokenizer
-from tinystories_slm.errors import InputError
+from tinystories_slm.data.provenance import Provenance, raise_if_different
+from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.tokenizer import TokenizerManifest, encode_stories, load_tokenizer, train_tokenizer
+from tinystories_slm.errors import UserError
+from tinystories_slm.hardware.host import num_usable_cores
+from tinystories_slm.io.atomic import atomic_write, directory_lock, file_sha256
 
 logger = logging.getLogger(__name__)
 
-# A worker takes seconds to start; text below this per worker is done sooner without it.
-_BYTES_WORTH_A_WORKER = 2**26
+# A worker takes seconds to start; with less text per worker, one process is faster.
+_MIN_BYTES_PER_WORKER = 2**26
 
 
 class TokenCounts(TypedDict):
-    """Of one split: stories, their token ids (one end-of-text each included), their UTF-8 bytes."""
+    """Counts of one split: stories, token ids (with one end-of-text each) and UTF-8 bytes of the text."""
 
     num_stories: int
     num_tokens: int
@@ -43,130 +44,122 @@ class TokenCounts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(Origin):
-    """`manifest.json`: what the token files hold; it is there only if they are whole."""
+class Manifest(Provenance):
+    """Contents of `manifest.json`, which describes the token files and exists only if they are complete."""
 
     tokenizer_sha256: str
-    """Of tokenizer/tokenizer.json."""
+    """SHA-256 of tokenizer/tokenizer.json."""
     vocab_size: int
     eos_token_id: int
     token_dtype: str
-    """`uint16` or `uint32`; the bytes are little-endian."""
+    """`uint16` or `uint32`, little-endian."""
     splits: dict[str, TokenCounts]
-    """Of `train` and `validation`."""
+    """Counts of `train` and `validation`."""
     code_version: str
-    """Of this package, when the files were made."""
+    """Version of this package that wrote the files."""
 
 
 def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
-    """Write the token files to `data.data_dir`, after the steps before where they were not taken yet.
+    """Write the token files to `data.data_dir`; first download stories and train a tokenizer if missing.
 
-    Token files of the same settings that are there already are checked and left as they are.
+    Existing token files with the same options are checked and kept.
 
     Raises:
-        InputError: the folder holds data of other settings (all differences are named), or is damaged.
+        UserError: the folder contains data with other options (the message lists all differences), or a
+            file is damaged.
     """
     path = data.data_dir / "manifest.json"
     if path.exists():
-        refuse_other(data.data_dir, *_differences(Manifest.load(path), data, tokenizer))
-    if not _is_there(data.data_dir):
+        raise_if_different(data.data_dir, *_differences(Manifest.load(path), data, tokenizer))
+    if not _is_prepared(data.data_dir):
         download_data(data)
         train_tokenizer(data, tokenizer)
-        with alone_in(data.data_dir):
-            if not _is_there(data.data_dir):
-                return _make(data)
+        with directory_lock(data.data_dir):
+            if not _is_prepared(data.data_dir):
+                return _tokenize_splits(data)
     manifest = Manifest.load(path)
-    refuse_other(data.data_dir, *_differences(manifest, data, tokenizer))
+    raise_if_different(data.data_dir, *_differences(manifest, data, tokenizer))
     for split in manifest.splits:
         open_tokens(data.data_dir, split, manifest)
-    logger.info("the token files are in %s already", data.data_dir)
+    logger.info("using the existing token files in %s", data.data_dir)
     return manifest
 
 
-def _is_there(data_dir: Path) -> bool:
-    """Whether nothing is missing; a file that is there and damaged is not made anew but refused."""
+def _is_prepared(data_dir: Path) -> bool:
+    """Whether all files exist; a damaged file is not rebuilt but rejected by `open_tokens`."""
     return all((data_dir / name).exists() for name in ("manifest.json", "train.bin", "validation.bin"))
 
 
-def prepared(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
-    """What training needs: `prepare_data`, and at least one window of `data.seq_len` tokens.
+def ensure_prepared(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
+    """Call `prepare_data` and check that the training tokens fill a window of `data.seq_len` tokens.
 
     Raises:
-        InputError: as `prepare_data`, or the training tokens do not fill one window.
+        UserError: as `prepare_data`, or the training tokens do not fill one window.
     """
     manifest = prepare_data(data, tokenizer)
     num_tokens = manifest.splits["train"]["num_tokens"]
     if num_tokens < data.seq_len:
-        raise InputError(
+        raise UserError(
             f"data.seq_len ({data.seq_len}) is longer than the {num_tokens} training tokens in "
-            f"{data.data_dir}; shorten it, or bring more stories"
+            f"{data.data_dir}; reduce it, or use more stories"
         )
     return manifest
 
 
 def open_tokens(data_dir: Path, split: str, manifest: Manifest) -> np.memmap:
-    """The token ids of "train" or "validation", `(num_tokens,)`, mapped and read-only.
+    """Open the token ids of "train" or "validation" as a read-only memory map `(num_tokens,)`.
 
     Raises:
-        InputError: the file is not there, or not as long as the manifest says.
+        UserError: the file does not exist, or its size differs from the manifest.
     """
     path = data_dir / f"{split}.bin"
     dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
     num_tokens = manifest.splits[split]["num_tokens"]
     expected, found = num_tokens * dtype.itemsize, path.stat().st_size if path.exists() else 0
     if expected != found:
-        raise InputError(
-            f"{path} has {found} bytes where manifest.json promises {expected}; "
-            f"delete {data_dir / 'manifest.json'} to make it anew"
+        raise UserError(
+            f"{path} has {found} bytes, but manifest.json records {expected}; "
+            f"delete {data_dir / 'manifest.json'} to rebuild the file"
         )
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
 
 
 def _differences(manifest: Manifest, data: DataArgs, args: TokenizerArgs) -> tuple[list[str], str]:
-    """How the prepared data differs from what is asked for, one phrase each; and what to delete then."""
+    """Return one phrase per difference between prepared data and options, and the files to delete."""
     found = manifest.differences(data)
     delete = "that folder" if found else "its manifest.json"
     folder = data.data_dir / "tokenizer"
     if not (folder / "training.json").exists() or not (folder / "tokenizer.json").exists():
-        found.append(f"{folder} is gone")
+        found.append(f"{folder} is missing or incomplete")
     else:
-        tokenizer_differences = TokenizerRecord.load(folder / "training.json").tokenizer_differences(args)
+        tokenizer_differences = TokenizerManifest.load(folder / "training.json").tokenizer_differences(args)
         if tokenizer_differences and not found:
             delete = "its tokenizer folder and manifest.json"
         found += tokenizer_differences
-        if sha256_of(folder / "tokenizer.json") != manifest.tokenizer_sha256:
-            found.append(f"{folder / 'tokenizer.json'} is not the one the token files were made with")
+        if file_sha256(folder / "tokenizer.json") != manifest.tokenizer_sha256:
+            found.append(f"{folder / 'tokenizer.json'} is not the tokenizer of the token files")
     if data.token_dtype not in ("auto", manifest.token_dtype):
-        found.append(f"data.token_dtype is {manifest.token_dtype!r} there, {data.token_dtype!r} here")
+        found.append(f"data.token_dtype is {manifest.token_dtype!r} (configured: {data.token_dtype!r})")
     return found, delete
 
 
-def _make(data: DataArgs) -> Manifest:
-    raw = RawStories.load(data.data_dir / "raw" / "source.json")
-    tokenizer = TokenizerRecord.load(data.data_dir / "tokenizer" / "training.json")
-    if tokenizer.origin_fields() != raw.origin_fields():
-        raise InputError(
-            f"{data.data_dir / 'tokenizer'} was made of other stories ({tokenizer.source} at "
-            f"{tokenizer.revision}) than {data.data_dir / 'raw'} holds; delete it to make it anew"
-        )
-    for split in raw.splits:
-        if not (path := data.data_dir / "raw" / f"{split}.parquet").is_file():
-            raise InputError(f"{path} is gone; delete {path.parent} to make it anew")
+def _tokenize_splits(data: DataArgs) -> Manifest:
+    """Write train.bin, validation.bin and manifest.json from the raw stories and the tokenizer."""
+    raw = RawManifest.load(data.data_dir / "raw" / "source.json")
+    tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
+    _check_inputs(data.data_dir, raw, tokenizer)
     token_dtype = _token_dtype(data, tokenizer.vocab_size)
-    with ExitStack() as files:  # both files take their names only when both are whole
-        splits = {
-            split: TokenCounts(
+    splits: dict[str, TokenCounts] = {}
+    with ExitStack() as files:  # both files get their final names only when both are complete
+        for split, counts in raw.splits.items():
+            path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
+            splits[split] = TokenCounts(
                 num_stories=counts["num_stories"],
-                num_tokens=_write_tokens(
-                    data, split, counts["num_bytes"], token_dtype, files.enter_context(finished_file(path))
-                ),
+                num_tokens=_write_tokens(data, split, counts["num_bytes"], token_dtype, path),
                 num_bytes=counts["num_bytes"],
             )
-            for split, counts in raw.splits.items()
-            for path in [data.data_dir / f"{split}.bin"]
-        }
     manifest = Manifest(
-        **raw.origin_fields(),
+        **raw.provenance_fields(),
         tokenizer_sha256=tokenizer.tokenizer_sha256,
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
@@ -174,15 +167,27 @@ def _make(data: DataArgs) -> Manifest:
         splits=splits,
         code_version=version("tinystories_slm"),
     )
-    with finished_file(data.data_dir / "manifest.json") as unfinished:
+    with atomic_write(data.data_dir / "manifest.json") as unfinished:
         manifest.save(unfinished)
     return manifest
 
 
+def _check_inputs(data_dir: Path, raw: RawManifest, tokenizer: TokenizerManifest) -> None:
+    """Raise UserError if the tokenizer belongs to other stories or a file of the stories is missing."""
+    if tokenizer.provenance_fields() != raw.provenance_fields():
+        raise UserError(
+            f"{data_dir / 'tokenizer'} belongs to other stories ({tokenizer.source} at "
+            f"{tokenizer.revision}) than {data_dir / 'raw'}; delete it to rebuild it"
+        )
+    for split in raw.splits:
+        if not (path := data_dir / "raw" / f"{split}.parquet").is_file():
+            raise UserError(f"{path} does not exist; delete {path.parent} to download the stories again")
+
+
 def _token_dtype(data: DataArgs, vocab_size: int) -> str:
     if data.token_dtype == "uint16" and vocab_size > 2**16:
-        raise InputError(
-            f"data.token_dtype (uint16, 65536 ids) does not fit the vocabulary of {vocab_size}; "
+        raise UserError(
+            f"data.token_dtype (uint16, 65536 ids) is too small for the vocabulary of {vocab_size}; "
             "use uint32 or auto, or a smaller vocabulary"
         )
     if data.token_dtype != "auto":
@@ -191,18 +196,20 @@ def _token_dtype(data: DataArgs, vocab_size: int) -> str:
 
 
 def _write_tokens(data: DataArgs, split: str, num_bytes: int, token_dtype: str, path: Path) -> int:
-    """Write the ids of every story, each followed by the end-of-text id, to `path`; returns how many."""
+    """Write the ids of every story, each followed by the end-of-text id, and return their number."""
     raw = data.data_dir / "raw" / f"{split}.parquet"
     with pq.ParquetFile(raw) as file:
         num_row_groups = file.num_row_groups
-    num_workers = min(data.num_workers or _num_cores(), num_row_groups, num_bytes // _BYTES_WORTH_A_WORKER)
+    num_workers = min(
+        data.num_workers or num_usable_cores(), num_row_groups, num_bytes // _MIN_BYTES_PER_WORKER
+    )
     make_encoder = partial(_RowGroupEncoder, raw, data.data_dir / "tokenizer", token_dtype)
     num_written = 0
     with (
         path.open("wb") as file,
         tqdm(total=num_bytes, desc=f"tokens, {split}", unit="B", unit_scale=True, disable=None) as bar,
     ):
-        for ids, text_bytes in _in_order(make_encoder, num_row_groups, num_workers):
+        for ids, text_bytes in _map_ordered(make_encoder, num_row_groups, num_workers):
             file.write(ids)
             num_written += len(ids) // np.dtype(token_dtype).itemsize
             bar.update(text_bytes)
@@ -210,11 +217,11 @@ def _write_tokens(data: DataArgs, split: str, num_bytes: int, token_dtype: str, 
 
 
 Encoder = Callable[[int], tuple[bytes, int]]
-"""Number of a row group -> the ids of its stories as bytes, and the UTF-8 bytes of their text."""
+"""Index of a row group -> token ids of its stories as bytes, and number of UTF-8 bytes of their text."""
 
 
 class _RowGroupEncoder:
-    """An `Encoder` of one parquet file; each process has its own, so that no text is sent around."""
+    """`Encoder` of one parquet file; each process opens its own, so no text passes between processes."""
 
     def __init__(self, raw: Path, tokenizer_dir: Path, token_dtype: str) -> None:
         self._file = pq.ParquetFile(raw)
@@ -223,59 +230,54 @@ class _RowGroupEncoder:
 
     def __call__(self, row_group: int) -> tuple[bytes, int]:
         stories = self._file.read_row_group(row_group, columns=["text"]).column(0).to_pylist()
-        end = [self._tokenizer.eos_token_id]
-        ids = chain.from_iterable(chain(story, end) for story in encode_stories(self._tokenizer, stories))
+        eos = [self._tokenizer.eos_token_id]
+        ids = chain.from_iterable(chain(story, eos) for story in encode_stories(self._tokenizer, stories))
         text_bytes = sum(len(story.encode("utf-8")) for story in stories)
         return np.fromiter(ids, dtype=self._dtype).tobytes(), text_bytes
 
 
-def _in_order(
+def _map_ordered(
     make_encoder: Callable[[], Encoder], num_row_groups: int, num_workers: int
 ) -> Iterator[tuple[bytes, int]]:
-    """Every row group, encoded, in order: by `num_workers` processes, or below two by this one."""
+    """Encode all row groups and yield them in order; use this process if `num_workers` is below 2."""
     if num_workers < 2:
         yield from map(make_encoder(), range(num_row_groups))
         return
-    # Not fork: the threads of the tokenizer, if they ran before, would leave the children in a deadlock.
+    # Not fork: if tokenizer threads have run in the parent, forked children deadlock.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(num_workers, context, _start_worker, (make_encoder,)) as pool:
-            # Few tasks in flight, so that results waiting for the disk stay within bounded memory.
-            waiting: deque[Future[tuple[bytes, int]]] = deque()
+            # Limit the tasks in flight, so that results waiting for the disk use bounded memory.
+            pending: deque[Future[tuple[bytes, int]]] = deque()
             for row_group in range(num_row_groups):
-                waiting.append(pool.submit(_work, row_group))
-                if len(waiting) > 4 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(_encode_row_group, row_group))
+                if len(pending) > 4 * num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise InputError(
-            "a process that tokenizes died (out of memory?); --data.num_workers 1 starts none"
+        raise UserError(
+            "a tokenizer process died (out of memory?); set --data.num_workers 1 to start no processes"
         ) from error
 
 
-_encode: Encoder  # of a worker process
+_worker_encoder: Encoder  # set in each worker process
 
 
 def _start_worker(make_encoder: Callable[[], Encoder]) -> None:
-    global _encode
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encode = make_encoder()
+    global _worker_encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool already uses one process per core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_encoder = make_encoder()
 
 
-def _end_with_parent() -> None:
-    # A parent that is killed outright tells its workers nothing, and they would wait for tasks for ever.
+def _exit_with_parent() -> None:
+    # After SIGKILL the parent sends no message, and its workers would wait for tasks forever.
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
-def _work(row_group: int) -> tuple[bytes, int]:
-    return _encode(row_group)
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux; honours containers and taskset
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def _encode_row_group(row_group: int) -> tuple[bytes, int]:
+    return _worker_encoder(row_group)

@@ -1,7 +1,7 @@
-"""Stories from the built-in grammar, from files on this machine, or from a dataset on the Hub.
+"""Stories from the built-in grammar, from local files, or from a dataset on the Hub.
 
-Every source gives the same: splits of stories, one string each. `download_data` writes the training
-and validation stories to `data_dir/raw/` once, with a record of what they are.
+Every source provides splits of stories, one string per story. `download_data` writes the training and
+validation stories and their manifest to `data_dir/raw/` once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import builtin, hub, local
-from tinystories_slm.data.artifacts import alone_in, finished_folder
-from tinystories_slm.data.formats import READERS, read_parquet
-from tinystories_slm.data.origin import BUILTIN, Origin, refuse_other
-from tinystories_slm.errors import InputError
+from tinystories_slm.data import hub, local
+from tinystories_slm.data.file_formats import READERS, read_parquet
+from tinystories_slm.data.provenance import BUILTIN, Provenance, raise_if_different
+from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import atomic_directory, directory_lock
 
 if TYPE_CHECKING:
     import datasets  # see `hub`
@@ -36,18 +37,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUILTIN_STORIES = 40_000
-"""Stories that `builtin` tells where `data.max_stories` is null."""
+"""Number of stories of `builtin` if `data.max_stories` is null."""
 
-# A row group is what one worker tokenizes at a time (`prepare`), so it bounds the memory there too.
+# A worker tokenizes one row group at a time (`prepare`), so these limits also bound its memory.
 _ROW_GROUP_STORIES = 4096
 _ROW_GROUP_BYTES = 2**21
 
 Splits = dict[str, Callable[[], Iterable[str | None]]]
-"""Split name -> its texts, `None` for a null; nothing is read before they are asked for."""
+"""Split name -> function that opens the split and yields its texts, with `None` for a null."""
 
 
 class StoryCounts(TypedDict):
-    """Of one split: stories kept, their UTF-8 bytes, and what was dropped on the way."""
+    """Counts of one split: stories kept, their UTF-8 bytes, and dropped blank and null stories."""
 
     num_stories: int
     num_bytes: int
@@ -56,37 +57,37 @@ class StoryCounts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawStories(Origin):
-    """`raw/source.json`: the record of `raw/train.parquet` and `raw/validation.parquet`."""
+class RawManifest(Provenance):
+    """Contents of `raw/source.json`, the manifest of `raw/train.parquet` and `raw/validation.parquet`."""
 
     splits: dict[str, StoryCounts]
 
 
 def download_data(data: DataArgs) -> Path:
-    """Write the stories to `data.data_dir/raw`: train.parquet, validation.parquet and source.json.
+    """Write train.parquet, validation.parquet and source.json to `data.data_dir/raw`.
 
-    Stories of the same settings that are there already are left as they are.
+    Existing stories with the same options are kept.
 
     Returns:
         The folder `raw`.
 
     Raises:
-        InputError: the source cannot be read or leaves a split empty, or the folder holds other stories.
+        UserError: the source cannot be read, a split is empty, or the folder contains other stories.
     """
     folder = data.data_dir / "raw"
-    record = folder / "source.json"
-    if not record.exists():
-        with alone_in(data.data_dir):
-            if not record.exists():
+    manifest = folder / "source.json"
+    if not manifest.exists():
+        with directory_lock(data.data_dir):
+            if not manifest.exists():
                 _download(data, folder)
                 return folder
-    refuse_other(data.data_dir, RawStories.load(record).differences(data))
-    logger.info("the stories of %s are in %s already", data.source, folder)
+    raise_if_different(data.data_dir, RawManifest.load(manifest).differences(data))
+    logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
 
 
-def raw_stories(data_dir: Path, split: str) -> Iterator[str]:
-    """The downloaded stories of `split` ("train" or "validation"), in order, as a stream."""
+def iter_raw_stories(data_dir: Path, split: str) -> Iterator[str]:
+    """Yield the downloaded stories of `split` ("train" or "validation") in order."""
     return (story for story in read_parquet(data_dir / "raw" / f"{split}.parquet") if story is not None)
 
 
@@ -96,67 +97,68 @@ def load_stories(
     *,
     text_column: str = "text",
     revision: str | None = None,
-    validation: Literal["auto", "cut"] | None = "auto",
+    validation_split: Literal["auto", "holdout"] | None = "auto",
     validation_fraction: float = 0.05,
     max_stories: int | None = None,
 ) -> datasets.Dataset:
-    """The stories of one split of any source, as a dataset with the one column "text".
+    """Load the stories of one split of any source, as a dataset with the single column "text".
 
-    The arguments are those of `DataArgs`; with `validation=None` nothing is cut, and the splits are
-    the source's own. The dataset lies in a temporary folder that goes with the process.
+    The arguments are those of `DataArgs`. With `validation_split=None` the splits of the source are used
+    unchanged. The dataset is stored in a temporary folder, which is deleted when the process exits.
 
     Raises:
-        InputError: the source or split cannot be found or read, or has no stories.
+        UserError: the source or split does not exist, cannot be read, or has no stories.
     """
-    splits = _splits(source, revision, text_column, max_stories)
-    counts = _no_counts(split)
-    pairs = partial(_stories, splits, counts, validation, validation_fraction, max_stories)
-    if split not in splits and not (split == "validation" and _is_cut(splits, validation)):
-        raise _no_split(source, split, splits)
-    if next(pairs(), None) is None:  # `datasets` makes no dataset of nothing
-        raise _empty(source, split, validation_fraction)
+    splits = _open_splits(source, revision, text_column, max_stories)
+    counts = _zero_counts(split)
+    pairs = partial(_iter_splits, splits, counts, validation_split, validation_fraction, max_stories)
+    if split not in splits and not (split == "validation" and _needs_holdout(splits, validation_split)):
+        raise _missing_split_error(source, split, splits)
+    if next(pairs(), None) is None:  # `datasets` cannot build an empty dataset
+        raise _empty_split_error(source, split, validation_fraction)
     return _to_dataset(pairs)
 
 
 def resolve_revision(source: str, revision: str | None = None) -> str:
-    """What pins the stories of `source` exactly.
+    """Return the exact revision of the stories of `source`.
 
     Returns:
-        The commit of a Hub dataset, `grammar VERSION` of `builtin`, or `local.digest` of files.
+        The commit of a Hub dataset, `grammar VERSION` for `builtin`, or `local.content_hash` of files.
 
     Raises:
-        InputError: there is no such source or revision, or the Hub cannot be reached.
+        UserError: the source or revision does not exist, or the Hub cannot be reached.
     """
-    if _on_hub(source, revision):
-        return hub.commit_of(source, revision)
-    return f"grammar {builtin.VERSION}" if source == BUILTIN else local.digest(source)
+    _check_revision(source, revision)
+    if is_on_hub(source):
+        return hub.resolve_dataset_commit(source, revision)
+    return f"grammar {grammar.VERSION}" if source == BUILTIN else local.content_hash(source)
 
 
 def in_validation(story: str, fraction: float) -> bool:
-    """Whether a cut puts `story` on the validation side: by its text alone, so it never changes sides."""
-    head = hashlib.sha256(story.encode("utf-8")).digest()[:8]
-    return int.from_bytes(head, "big") / 2**64 < fraction
+    """Whether a holdout split assigns `story` to validation; the text alone decides, so it never moves."""
+    prefix = hashlib.sha256(story.encode("utf-8")).digest()[:8]
+    return int.from_bytes(prefix, "big") / 2**64 < fraction
 
 
 def _download(data: DataArgs, folder: Path) -> None:
     revision = resolve_revision(data.source, data.revision)
-    commit = revision if _on_hub(data.source, data.revision) else None
-    splits = _splits(data.source, commit, data.text_column, data.max_stories)
+    commit = revision if is_on_hub(data.source) else None
+    splits = _open_splits(data.source, commit, data.text_column, data.max_stories)
     if "train" not in splits:
-        raise _no_split(data.source, "train", splits)
-    counts = _no_counts("train", "validation")
-    stories = _stories(splits, counts, data.validation, data.validation_fraction, data.max_stories)
-    with finished_folder(folder) as unfinished:
+        raise _missing_split_error(data.source, "train", splits)
+    counts = _zero_counts("train", "validation")
+    stories = _iter_splits(splits, counts, data.validation_split, data.validation_fraction, data.max_stories)
+    with atomic_directory(folder) as unfinished:
         _write_splits(tqdm(stories, desc="download", unit=" stories", disable=None), unfinished, counts)
         for split, count in counts.items():
             if count["num_stories"] == 0:
-                raise _empty(data.source, split, data.validation_fraction)
-        record = RawStories(**Origin.of(data, revision).origin_fields(), splits=counts)
-        record.save(unfinished / "source.json")
+                raise _empty_split_error(data.source, split, data.validation_fraction)
+        provenance = Provenance.from_args(data, revision)
+        RawManifest(**provenance.provenance_fields(), splits=counts).save(unfinished / "source.json")
 
 
 def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict[str, StoryCounts]) -> None:
-    """Write (split, story) pairs to `folder/<split>.parquet`, a row group at a time, and count them."""
+    """Write (split, story) pairs to `folder/<split>.parquet`, one row group at a time, and count them."""
     schema = pa.schema({"text": pa.string()})
     with ExitStack() as files:
         writers = {
@@ -184,29 +186,29 @@ def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict
                 write_row_group(split)
 
 
-def _stories(
+def _iter_splits(
     splits: Splits,
     counts: dict[str, StoryCounts],
-    validation: Literal["auto", "cut"] | None,
+    validation_split: Literal["auto", "holdout"] | None,
     fraction: float,
     max_stories: int | None,
 ) -> Iterator[tuple[str, str]]:
-    """(split, story) of the splits that `counts` names, each source read once; drops are counted there."""
-    cut = _is_cut(splits, validation)
-    if "train" in counts or (cut and "validation" in counts):
+    """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`."""
+    holdout = _needs_holdout(splits, validation_split)
+    if "train" in counts or (holdout and "validation" in counts):
         dropped = counts["train" if "train" in counts else "validation"]
-        for story in islice(_kept(splits["train"](), dropped), max_stories):
-            side = "validation" if cut and in_validation(story, fraction) else "train"
-            if side in counts:
-                yield side, story
+        for story in islice(_drop_empty(splits["train"](), dropped), max_stories):
+            split = "validation" if holdout and in_validation(story, fraction) else "train"
+            if split in counts:
+                yield split, story
     for split in counts:
-        if split != "train" and not (cut and split == "validation"):
-            for story in _kept(splits[split](), counts[split]):
+        if split != "train" and not (holdout and split == "validation"):
+            for story in _drop_empty(splits[split](), counts[split]):
                 yield split, story
 
 
-def _kept(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
-    """`texts` without nulls and those of nothing but white space, which are counted."""
+def _drop_empty(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
+    """Yield `texts` without nulls and blank texts, and count the dropped ones in `counts`."""
     for text in texts:
         if text is None:
             counts["num_null_dropped"] += 1
@@ -216,15 +218,15 @@ def _kept(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
             yield text
 
 
-def _no_counts(*splits: str) -> dict[str, StoryCounts]:
+def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
     return {
         split: StoryCounts(num_stories=0, num_bytes=0, num_empty_dropped=0, num_null_dropped=0)
         for split in splits
     }
 
 
-def _is_cut(splits: Splits, validation: Literal["auto", "cut"] | None) -> bool:
-    wanted = validation == "cut" or (validation == "auto" and "validation" not in splits)
+def _needs_holdout(splits: Splits, validation_split: Literal["auto", "holdout"] | None) -> bool:
+    wanted = validation_split == "holdout" or (validation_split == "auto" and "validation" not in splits)
     return wanted and "train" in splits
 
 
@@ -232,7 +234,7 @@ def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Data
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    # Not the cache of `datasets` in the user's home: it would grow, and outlive a change of the files.
+    # A temporary folder: the cache of `datasets` in the home directory would grow and become stale.
     cache_dir = tempfile.mkdtemp(prefix="stories-")
     atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
     bars_were_on = datasets.is_progress_bar_enabled()
@@ -242,10 +244,10 @@ def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Data
             lambda: ({"text": story} for _, story in pairs()),
             features=datasets.Features({"text": datasets.Value("string")}),
             cache_dir=cache_dir,
-            fingerprint=Path(cache_dir).name,  # else `datasets` pickles the generator to hash it
+            fingerprint=Path(cache_dir).name,  # otherwise `datasets` pickles the generator to hash it
         )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
+        if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
     finally:
@@ -253,51 +255,51 @@ def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Data
             datasets.enable_progress_bars()
 
 
-def _splits(source: str, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
-    """The splits that `source` has, unread."""
-    if _on_hub(source, revision):
-        splits = hub.load_splits(source, hub.commit_of(source, revision), text_column)
-        return {name: partial(hub.texts, split, text_column) for name, split in splits.items()}
+def _open_splits(source: str, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
+    """Return the splits of `source` without reading any story."""
+    _check_revision(source, revision)
+    if is_on_hub(source):
+        splits = hub.load_splits(source, hub.resolve_dataset_commit(source, revision), text_column)
+        return {name: partial(hub.iter_column, split, text_column) for name, split in splits.items()}
     if source == BUILTIN:
-        return {"train": partial(builtin.tell_stories, max_stories or BUILTIN_STORIES, seed=0)}
-    return {name: partial(_texts, paths, text_column) for name, paths in local.by_split(source).items()}
+        return {"train": partial(grammar.generate_corpus, max_stories or BUILTIN_STORIES, seed=0)}
+    return {
+        name: partial(_read_files, paths, text_column) for name, paths in local.files_by_split(source).items()
+    }
 
 
 def is_on_hub(source: str) -> bool:
     """Whether `source` is a Hub id rather than `builtin` or a path.
 
     Raises:
-        InputError: it can only be a path, and does not exist.
+        UserError: `source` can only be a path and does not exist.
     """
     return source != BUILTIN and not local.is_local(source)
 
 
-def _on_hub(source: str, revision: str | None) -> bool:
-    """`is_on_hub`, and a refusal of a revision where there is none to choose."""
-    if is_on_hub(source):
-        return True
-    if revision is not None:
-        raise InputError(
-            f"data.revision ({revision}) is for datasets on the Hub, and data.source ({source}) is none; "
-            "leave it out"
+def _check_revision(source: str, revision: str | None) -> None:
+    if revision is not None and not is_on_hub(source):
+        raise UserError(
+            f"data.revision ({revision}) is only for datasets on the Hub, and data.source ({source}) is not "
+            "one; remove data.revision"
         )
-    return False
 
 
-def _texts(paths: list[Path], text_column: str) -> Iterator[str | None]:
+def _read_files(paths: list[Path], text_column: str) -> Iterator[str | None]:
+    """Yield the stories of all files in order."""
     return chain.from_iterable(READERS[path.suffix.lower()](path, text_column) for path in paths)
 
 
-def _no_split(source: str, split: str, splits: Splits) -> InputError:
-    there = ", ".join(map(repr, sorted(splits)))
-    return InputError(
-        f"data.source ({source}) has no split {split!r}, only {there}; ask for one of these, "
-        "or say the split in the file's name"
+def _missing_split_error(source: str, split: str, splits: Splits) -> UserError:
+    available = ", ".join(map(repr, sorted(splits)))
+    return UserError(
+        f"data.source ({source}) has no split {split!r}, only {available}; use one of these, "
+        "or name the split in the file name"
     )
 
 
-def _empty(source: str, split: str, fraction: float) -> InputError:
-    return InputError(
-        f"data.source ({source}) leaves no {split} stories (data.validation_fraction is {fraction}); "
-        "bring more stories, or set another fraction"
+def _empty_split_error(source: str, split: str, fraction: float) -> UserError:
+    return UserError(
+        f"data.source ({source}) has no {split} stories (data.validation_fraction is {fraction}); "
+        "use more stories, or set another fraction"
     )

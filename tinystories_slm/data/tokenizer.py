@@ -1,7 +1,7 @@
-"""The vocabulary: train a byte-level BPE on the stories, or take an existing tokenizer.
+"""Train a byte-level BPE tokenizer on the stories, or use an existing tokenizer.
 
-Either way it ends up in `data_dir/tokenizer/`, where `AutoTokenizer.from_pretrained` loads it, with
-or without this package, in transformers 4 and 5.
+Both are saved in `data_dir/tokenizer/`. `AutoTokenizer.from_pretrained` loads this folder with or without
+this package, in transformers 4 and 5.
 """
 
 import json
@@ -17,128 +17,124 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.artifacts import alone_in, finished_folder, sha256_of
-from tinystories_slm.data.formats import SEPARATOR
-from tinystories_slm.data.hub import model_commit
-from tinystories_slm.data.origin import Origin, refuse_other
-from tinystories_slm.data.sources import RawStories, download_data, raw_stories
-from tinystories_slm.errors import InputError
+from tinystories_slm.data.file_formats import END_OF_TEXT, first_line
+from tinystories_slm.data.hub import resolve_model_commit
+from tinystories_slm.data.provenance import Provenance, raise_if_different
+from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha256
 
 logger = logging.getLogger(__name__)
 
-END_OF_TEXT = SEPARATOR
-"""The one special token of an own vocabulary, id 0: follows each story, and is bos, eos and pad."""
-
 _BATCH_STORIES = 1000
-_MEASURED_STORIES = 1000
+_COMPRESSION_SAMPLE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRecord(Origin):
-    """`tokenizer/training.json`: what the vocabulary was made of, and how well it fits the stories."""
+class TokenizerManifest(Provenance):
+    """Contents of `tokenizer/training.json`: training data, size and compression of the tokenizer."""
 
     pretrained: str | None
-    """`tokenizer.pretrained`; where it is set, nothing was trained and the next three are null."""
+    """`tokenizer.pretrained`; if it is set, nothing was trained and the next three fields are null."""
     requested_vocab_size: int | None
-    """`tokenizer.vocab_size`; few stories may fill less."""
+    """`tokenizer.vocab_size`; with few stories the trained vocabulary may be smaller."""
     sample_max_stories: int | None
     """`tokenizer.max_stories`."""
     num_stories: int | None
-    """Stories trained on."""
+    """Number of stories in the training sample."""
     vocab_size: int
     eos_token_id: int
     tokenizer_sha256: str
-    """Of tokenizer.json."""
+    """SHA-256 of tokenizer.json."""
     bytes_per_token: float
-    """UTF-8 bytes of the first validation stories over their tokens, `<|endoftext|>` not counted."""
+    """UTF-8 bytes per token of the first 1000 validation stories, without `<|endoftext|>`."""
 
     def tokenizer_differences(self, tokenizer: TokenizerArgs) -> list[str]:
-        """How this vocabulary differs from the one that `tokenizer` asks for, one phrase each."""
-        there: dict[str, object] = {"pretrained": self.pretrained}
+        """Return one phrase for each difference between this tokenizer and the options `tokenizer`."""
+        recorded: dict[str, object] = {"pretrained": self.pretrained}
         if self.pretrained is None and tokenizer.pretrained is None:
-            there |= {"vocab_size": self.requested_vocab_size, "max_stories": self.sample_max_stories}
+            recorded |= {"vocab_size": self.requested_vocab_size, "max_stories": self.sample_max_stories}
         return [
-            f"tokenizer.{name} is {value!r} there, {getattr(tokenizer, name)!r} here"
-            for name, value in there.items()
+            f"tokenizer.{name} is {value!r} (configured: {getattr(tokenizer, name)!r})"
+            for name, value in recorded.items()
             if value != getattr(tokenizer, name)
         ]
 
 
 def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
-    """Make `data.data_dir/tokenizer`, downloading the stories first where they are not there yet.
+    """Build `data.data_dir/tokenizer`; first download the stories if they are missing.
 
-    A vocabulary of the same settings that is there already is left as it is.
+    An existing tokenizer with the same options is kept.
 
     Returns:
-        The folder: tokenizer.json, tokenizer_config.json, training.json.
+        The folder with tokenizer.json, tokenizer_config.json and training.json.
 
     Raises:
-        InputError: the folder holds another vocabulary, or `tokenizer.pretrained` cannot be used.
+        UserError: the folder contains another tokenizer, or `tokenizer.pretrained` cannot be used.
     """
     folder = data.data_dir / "tokenizer"
-    record = folder / "training.json"
-    if not record.exists():
+    manifest = folder / "training.json"
+    if not manifest.exists():
         download_data(data)
-        with alone_in(data.data_dir):
-            if not record.exists():
-                _make(data, tokenizer, folder)
+        with directory_lock(data.data_dir):
+            if not manifest.exists():
+                _build_tokenizer(data, tokenizer, folder)
                 return folder
-    found = TokenizerRecord.load(record)
-    refuse_other(data.data_dir, found.differences(data))
-    refuse_other(
+    found = TokenizerManifest.load(manifest)
+    raise_if_different(data.data_dir, found.differences(data))
+    raise_if_different(
         data.data_dir, found.tokenizer_differences(tokenizer), "its tokenizer folder and manifest.json"
     )
-    logger.info("the tokenizer is in %s already", folder)
+    logger.info("using the existing tokenizer in %s", folder)
     return folder
 
 
 def load_tokenizer(
     name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or a Hub id (at `revision`).
+    """Load the tokenizer of a folder or of a Hub id (at `revision`).
 
-    Code of its own, if it has any, is run with `trust_remote_code` only.
+    Custom code of the repository runs only with `trust_remote_code`.
 
     Raises:
-        InputError: it cannot be found or reached, is not a fast one, or has no end-of-text token.
+        UserError: the tokenizer cannot be loaded, is not a fast tokenizer, or has no end-of-text token.
     """
-    what = f"tokenizer ({name_or_path})"
+    label = f"tokenizer ({name_or_path})"
     name = str(Path(name_or_path).expanduser())
     options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:  # whatever transformers, tokenizers or the HTTP library of the day raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        raise InputError(
-            f"{what} cannot be loaded ({reason}); give a folder or Hub id that has one"
+    except Exception as error:  # transformers, tokenizers and the HTTP library raise many types
+        raise UserError(
+            f"{label} cannot be loaded ({first_line(error)}); use a folder or Hub id with a tokenizer"
         ) from error
     if not tokenizer.is_fast:
-        raise InputError(f"{what} has no tokenizer.json, so is not a fast one; choose another")
+        raise UserError(f"{label} has no tokenizer.json, so it is not a fast tokenizer; use another one")
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{what} has no eos token to stand between stories; choose another")
+        raise UserError(f"{label} has no eos token to separate stories; use another one")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json so that transformers 4 reads them too."""
+    """Write tokenizer.json and tokenizer_config.json in a form that transformers 4 also loads."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") == "TokenizersBackend":  # the name that only transformers 5 knows
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # Transformers 4 would add token_type_ids, which no model of ours takes.
-    settings["model_input_names"] = ["input_ids", "attention_mask"]
-    for how_it_was_loaded in ("is_local", "local_files_only"):
-        settings.pop(how_it_was_loaded, None)
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":  # only transformers 5 has this class name
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Otherwise transformers 4 adds token_type_ids, which our models do not accept.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    for loading_option in ("is_local", "local_files_only"):
+        config.pop(loading_option, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def encode_stories(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, whole and without special ids: `<|endoftext|>` in a text is mere letters."""
+    """Encode each text without truncation or special ids; `<|endoftext|>` in a text is plain text."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True  # transformers sets all three anew at each of its own calls
+    backend.encode_special_tokens = True  # transformers resets all three in each of its own calls
     try:
         encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     finally:
@@ -146,15 +142,15 @@ def encode_stories(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     return [encoding.ids for encoding in encodings]
 
 
-def vocab_size_of(tokenizer: PreTrainedTokenizerFast) -> int:
-    """One more than the highest id: `len(tokenizer)`, unless its ids have gaps."""
+def embedding_rows(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Number of rows of the embedding table: the highest id plus one; more than the size if ids have gaps."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
-def learn_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` entries: `<|endoftext|>` is id 0, every byte has one.
+def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE with at most `vocab_size` entries, id 0 for `<|endoftext|>`, and all bytes.
 
-    The same stories give the same vocabulary; memory grows with their distinct words only.
+    Training is deterministic. Memory grows only with the number of distinct words.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -162,27 +158,28 @@ def learn_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        # Without it, bytes that no story holds would vanish from prompts.
+        # Without this, bytes that occur in no story would be dropped from prompts.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_batches(stories), trainer)
+    bpe.train_from_iterator(_iter_batches(stories), trainer)
     return bpe
 
 
-def _make(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
-    raw = RawStories.load(data.data_dir / "raw" / "source.json")
+def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
+    """Load or train the tokenizer, measure its compression, and write `folder`."""
+    raw = RawManifest.load(data.data_dir / "raw" / "source.json")
     num_stories = None
     if args.pretrained is not None:
         tokenizer = load_tokenizer(args.pretrained)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # to generate in batches
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batched generation needs one
     else:
         total = raw.splits["train"]["num_stories"]
         num_stories = min(args.max_stories, total)
-        sample = _evenly_spaced(raw_stories(data.data_dir, "train"), total, num_stories)
+        sample = _stride_sample(iter_raw_stories(data.data_dir, "train"), total, num_stories)
         bar = tqdm(sample, desc="tokenizer", total=num_stories, unit=" stories", disable=None)
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=learn_bpe(bar, args.vocab_size),
+            tokenizer_object=train_bpe(bar, args.vocab_size),
             bos_token=END_OF_TEXT,
             eos_token=END_OF_TEXT,
             pad_token=END_OF_TEXT,
@@ -190,52 +187,52 @@ def _make(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
         )
         if len(tokenizer) < args.vocab_size:
             logger.warning(
-                "the stories fill only %d of tokenizer.vocab_size (%d) entries; going on with these",
+                "the stories fill only %d of tokenizer.vocab_size (%d) entries; using the smaller vocabulary",
                 len(tokenizer),
                 args.vocab_size,
             )
     tokenizer.model_max_length = data.seq_len
-    measured = list(islice(raw_stories(data.data_dir, "validation"), _MEASURED_STORIES))
-    num_tokens = sum(map(len, encode_stories(tokenizer, measured)))
-    with finished_folder(folder) as unfinished:
+    sample_stories = list(islice(iter_raw_stories(data.data_dir, "validation"), _COMPRESSION_SAMPLE))
+    num_tokens = sum(map(len, encode_stories(tokenizer, sample_stories)))
+    with atomic_directory(folder) as unfinished:
         save_tokenizer(tokenizer, unfinished)
-        TokenizerRecord(
-            **raw.origin_fields(),
+        TokenizerManifest(
+            **raw.provenance_fields(),
             pretrained=args.pretrained,
             requested_vocab_size=None if args.pretrained else args.vocab_size,
             sample_max_stories=None if args.pretrained else args.max_stories,
             num_stories=num_stories,
-            vocab_size=vocab_size_of(tokenizer),
+            vocab_size=embedding_rows(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
-            tokenizer_sha256=sha256_of(unfinished / "tokenizer.json"),
-            bytes_per_token=sum(len(story.encode("utf-8")) for story in measured) / max(num_tokens, 1),
+            tokenizer_sha256=file_sha256(unfinished / "tokenizer.json"),
+            bytes_per_token=sum(len(story.encode("utf-8")) for story in sample_stories) / max(num_tokens, 1),
         ).save(unfinished / "training.json")
 
 
 def _hub_options(name: str, revision: str | None) -> dict[str, object]:
-    """How to load `name` from the Hub: at which commit, or from the cache where the Hub is out of reach."""
+    """Return loading options for Hub id `name`: the commit, or the cache only if the Hub is unreachable."""
     try:
-        commit = model_commit(name, revision)
+        commit = resolve_model_commit(name, revision)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"tokenizer ({name}) is neither a folder here nor a repository on the Hub that you may read; "
+        raise UserError(
+            f"tokenizer ({name}) is neither a local folder nor a repository on the Hub that you can read; "
             "correct tokenizer.pretrained"
         ) from error
-    except RevisionNotFoundError:  # to be reported by the loading
+    except RevisionNotFoundError:  # from_pretrained reports it
         commit = None
     return {"revision": commit} if commit else {"local_files_only": True, "revision": revision or "main"}
 
 
-def _evenly_spaced(stories: Iterable[str], total: int, wanted: int) -> Iterator[str]:
-    """`wanted` of the `total` stories: numbers 0, total / wanted, 2 * total / wanted ..., rounded down."""
+def _stride_sample(stories: Iterable[str], total: int, count: int) -> Iterator[str]:
+    """Yield `count` of the `total` stories: indices 0, total / count, 2 * total / count ..., rounded down."""
     taken = 0
-    for number, story in enumerate(stories):
-        if taken < wanted and number == taken * total // wanted:
+    for index, story in enumerate(stories):
+        if taken < count and index == taken * total // count:
             taken += 1
             yield story
 
 
-def _batches(stories: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(stories)
-    while batch := list(islice(rest, _BATCH_STORIES)):
+def _iter_batches(stories: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(stories)
+    while batch := list(islice(remaining, _BATCH_STORIES)):
         yield batch

@@ -1,72 +1,57 @@
-"""A checkup: will this configuration train on this machine, rightly, and how fast?"""
+"""Checks of a configuration or a model on this machine: does it work, is it correct, and how fast is it?"""
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.doctor import arithmetic, machine, needs, trial
-from tinystories_slm.doctor.finding import Check, Finding, examine
-from tinystories_slm.doctor.model_check import ModelDoctorArgs, check_model
+from tinystories_slm.config.command_args import DoctorArgs, ModelDoctorArgs
+from tinystories_slm.doctor import dry_run, machine, numerics, resources
+from tinystories_slm.doctor.diagnostic import Diagnostic, DiagnosticCheck, run_check
+from tinystories_slm.doctor.model_check import check_model
+from tinystories_slm.hardware.device import training_device
+from tinystories_slm.hardware.malloc import tune_malloc
 
-__all__ = ["DoctorArgs", "Finding", "ModelDoctorArgs", "checkup", "doctor", "doctor_args"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorArgs(RunConfig):
-    """A configuration to examine on this machine; nothing is trained, downloaded or written.
-
-    With `--model M` (a folder or Hub id) and no configuration, the model is examined instead. The exit code
-    is 0 without problems, 1 with problems, 2 for a configuration that cannot be right.
-    """
-
-    output: Path | None = None
-    """File for the findings as JSON; null for none."""
-
-
-def doctor_args(argv: Sequence[str]) -> type[DoctorArgs] | type[ModelDoctorArgs]:
-    """The options that a command line is for: `--model M` names a model, `--model.lr` belongs to a run."""
-    names_model = any(arg == "--model" or arg.startswith("--model=") for arg in argv)
-    return ModelDoctorArgs if names_model else DoctorArgs
+__all__ = ["Diagnostic", "DoctorArgs", "ModelDoctorArgs", "doctor", "run_diagnostics"]
 
 
 def doctor(args: DoctorArgs | ModelDoctorArgs) -> None:
-    """Print every finding as soon as it is made, then their number; exit with 1 if there are problems."""
-    findings = []
-    for finding in check_model(args) if isinstance(args, ModelDoctorArgs) else checkup(args):
-        print(finding, flush=True)
-        findings.append(finding)
-    num_problems = sum(finding.verdict == "PROBLEM" for finding in findings)
+    """Print each diagnostic as it arrives, then the number of problems; exit with 1 if there are any."""
+    tune_malloc()  # a run does this too, and the checks time its steps
+    diagnostics = []
+    for diagnostic in check_model(args) if isinstance(args, ModelDoctorArgs) else run_diagnostics(args):
+        print(diagnostic, flush=True)
+        diagnostics.append(diagnostic)
+    num_problems = sum(diagnostic.verdict == "PROBLEM" for diagnostic in diagnostics)
     print(f"{num_problems} problem{'' if num_problems == 1 else 's'}")
     if args.output is not None:
-        plain = {"problems": num_problems, "findings": [asdict(finding) for finding in findings]}
-        args.output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        result = {"problems": num_problems, "findings": [asdict(diagnostic) for diagnostic in diagnostics]}
+        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if num_problems:
         sys.exit(1)
 
 
-def checkup(config: RunConfig) -> Iterator[Finding]:
-    """Every finding about `config` on this machine, the cheap ones first."""
-    device = machine.training_device()
-    run_precision = arithmetic.resolved_precision(config, device)
-    checks: dict[str, Check] = {
-        "packages": machine.packages,
-        "device": partial(machine.devices, device),
-        "threads": partial(machine.threads, device),
-        "load": machine.load,
-        "allocator": machine.allocator,
-        "run folder": partial(needs.run_folder, config),
-        "data": partial(needs.data, config),
-        "disk": partial(needs.disk, config),
-        "memory": partial(needs.memory, config, device, run_precision),
-        "precision": partial(arithmetic.precision, config, device),
-        "attention": partial(arithmetic.attention, config, device, run_precision),
-        "torch.compile": partial(arithmetic.compilation, config, device, run_precision),
-        "learning": partial(trial.overfit, config, device, run_precision),
-        "time": partial(trial.duration, config, device, run_precision),
+def run_diagnostics(config: RunConfig) -> Iterator[Diagnostic]:
+    """Yield every diagnostic of `config` on this machine, the cheap checks first."""
+    device = training_device()
+    run_precision = numerics.precision_or_fallback(config, device)
+    checks: dict[str, DiagnosticCheck] = {
+        "packages": machine.check_packages,
+        "device": partial(machine.check_device, device),
+        "threads": partial(machine.check_threads, device),
+        "load": machine.check_load,
+        "allocator": machine.check_allocator,
+        "run directory": partial(resources.check_run_dir, config),
+        "data": partial(resources.check_data, config),
+        "disk": partial(resources.check_disk, config),
+        "memory": partial(resources.check_memory, config, device, run_precision),
+        "precision": partial(numerics.check_precision, config, device),
+        "attention": partial(numerics.check_attention, config, device, run_precision),
+        "torch.compile": partial(numerics.check_compile, config, device, run_precision),
+        "learning": partial(dry_run.check_learning, config, device, run_precision),
+        "time": partial(dry_run.check_duration, config, device, run_precision),
     }
     for subject, check in checks.items():
-        yield from examine(subject, check)
+        yield from run_check(subject, check)

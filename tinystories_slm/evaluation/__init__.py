@@ -1,1 +1,1 @@
-"""How well a model predicts stories it has not seen."""
+"""Evaluation of a model on held-out stories."""

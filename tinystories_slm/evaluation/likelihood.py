@@ -1,10 +1,10 @@
-"""The likelihood of stories under a causal language model: every token once, sums, no means of means.
+"""Likelihood of stories under a causal language model: each token is scored once, and sums are divided once.
 
-The protocol, for any model and tokenizer: a story is scored alone, as `<|endoftext|> + ids +
-<|endoftext|>`, and every token after the first is predicted once. A story longer than the model's
-context is read in windows that overlap by half, so each later token still sees at least half a
-context. Losses are in nats; sums are kept in float64 and divided once, so neither the batch size
-nor the order of the stories matters.
+The protocol applies to any model and tokenizer. Each story is scored separately as `<|endoftext|> + ids +
+<|endoftext|>`, and every token after the first is predicted once. A story longer than the model's context is
+split into windows that overlap by half, so that each later token has at least half a context before it.
+Losses are in nats. Sums are kept in float64 and divided once, so neither the batch size nor the order of the
+stories matters.
 """
 
 import math
@@ -21,26 +21,28 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class StoryScores:
-    """What the model said of each of N stories; arrays of shape (N,), sums over the story's tokens."""
+    """Scores of N stories: arrays of shape (N,) with sums over the tokens of each story."""
 
     nats: np.ndarray
     """Negative log-likelihood, float64."""
     num_correct: np.ndarray
-    """Tokens that were the model's first choice, int64."""
+    """Number of tokens that equal the argmax of the model, int64."""
     num_tokens: np.ndarray
-    """Predicted tokens, the final `<|endoftext|>` included, int64."""
+    """Number of predicted tokens, including the final `<|endoftext|>`, int64."""
 
 
 @dataclass(frozen=True)
-class _Window:
+class _ScoringWindow:
     story: int
     token_ids: Sequence[int]
     num_scored: int
-    """The last so many tokens are scored here; those before them are context only."""
+    """Number of tokens scored at the end of the window; the tokens before them are context."""
 
 
-def summarize(*, nats: float, num_correct: int, num_tokens: int, num_bytes: int, num_stories: int) -> dict:
-    """The figures of one evaluation from its sums; `loss` in nats per token."""
+def metrics_from_sums(
+    *, nats: float, num_correct: int, num_tokens: int, num_bytes: int, num_stories: int
+) -> dict:
+    """Return the metrics of one evaluation from its sums; `loss` is in nats per token."""
     loss = nats / num_tokens
     return {
         "loss": loss,
@@ -63,13 +65,18 @@ def score_stories(
     autocast: AbstractContextManager | None = None,
     progress: bool = False,
 ) -> StoryScores:
-    """Score token-id sequences (without their end token) by the protocol above.
+    """Score sequences of token ids (without end token) by the protocol of this module.
 
-    The model is put into evaluation mode and back. `autocast` runs the forwards in lower precision.
+    The model runs in evaluation mode and is then reset to its previous mode. `autocast` is a context manager
+    for forward passes in lower precision.
     """
     context = getattr(model.config, "max_position_embeddings", None) or max(map(len, stories)) + 1
-    windows = [window for i, ids in enumerate(stories) for window in _windows(i, ids, eos_token_id, context)]
-    # Neighbours of one length waste no padding; the longest first shows at once whether memory suffices.
+    windows = [
+        window
+        for i, ids in enumerate(stories)
+        for window in _split_into_windows(i, ids, eos_token_id, context)
+    ]
+    # Sorting by length minimizes padding; with the longest first, a lack of memory shows immediately.
     windows.sort(key=lambda window: len(window.token_ids), reverse=True)
 
     nats = np.zeros(len(stories))
@@ -92,30 +99,32 @@ def score_stories(
     return StoryScores(nats=nats, num_correct=num_correct, num_tokens=num_tokens)
 
 
-def _windows(story: int, token_ids: Sequence[int], eos_token_id: int, context: int) -> list[_Window]:
-    """One window, or for a story past the context several that overlap by half.
+def _split_into_windows(
+    story: int, token_ids: Sequence[int], eos_token_id: int, context: int
+) -> list[_ScoringWindow]:
+    """Split a story into one window, or into several that overlap by half if it exceeds the context.
 
-    A window of n tokens feeds the first n - 1 to the model, so it may be one longer than the context.
+    The model reads the first n - 1 tokens of a window of n, so a window may have context + 1 tokens.
     """
     tokens = [eos_token_id, *token_ids, eos_token_id]
     windows = []
-    scored_to = 1  # the first token is given
+    scored_to = 1  # the first token is not predicted
     start = 0
     while scored_to < len(tokens):
         end = min(start + context + 1, len(tokens))
-        windows.append(_Window(story, tokens[start:end], end - scored_to))
+        windows.append(_ScoringWindow(story, tokens[start:end], end - scored_to))
         scored_to = end
         start += max(1, context // 2)
     return windows
 
 
 def _score_batch(
-    model: PreTrainedModel, batch: Sequence[_Window], eos_token_id: int
+    model: PreTrainedModel, batch: Sequence[_ScoringWindow], eos_token_id: int
 ) -> list[tuple[float, int]]:
-    """(sum of nats, number of first choices) over each window's scored tokens."""
-    longest = len(batch[0].token_ids)
-    # Padding on the right is invisible to causal attention, so no mask is needed.
-    padded = torch.full((len(batch), longest), eos_token_id)
+    """Return (sum of nats, number of correct argmax tokens) over the scored tokens of each window."""
+    max_length = len(batch[0].token_ids)
+    # Causal attention never reads padding on the right, so no mask is needed.
+    padded = torch.full((len(batch), max_length), eos_token_id)
     for row, window in enumerate(batch):
         padded[row, : len(window.token_ids)] = torch.as_tensor(window.token_ids)
     padded = padded.to(model.device)
@@ -123,7 +132,7 @@ def _score_batch(
     return [_score_row(logits[row], padded[row, 1:], window) for row, window in enumerate(batch)]
 
 
-def _score_row(logits: Tensor, targets: Tensor, window: _Window) -> tuple[float, int]:
+def _score_row(logits: Tensor, targets: Tensor, window: _ScoringWindow) -> tuple[float, int]:
     scored = slice(len(window.token_ids) - 1 - window.num_scored, len(window.token_ids) - 1)
     row_logits = logits[scored].float()  # (num_scored, V)
     row_targets = targets[scored]

@@ -1,6 +1,7 @@
-"""Out of a run, in the form that a tool wants: `scripts/export.py`."""
+"""Export of a trained model to the formats of other tools."""
 
-from tinystories_slm.export.checks import Check, ExportError
-from tinystories_slm.export.formats import ExportArgs, export
+from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.export.checks import EquivalenceCheck, ExportError
+from tinystories_slm.export.exporters import export
 
-__all__ = ["Check", "ExportArgs", "ExportError", "export"]
+__all__ = ["EquivalenceCheck", "ExportArgs", "ExportError", "export"]

@@ -1,4 +1,4 @@
-"""The page that tells stories in a browser, put beside the graphs that it runs: a static site."""
+"""The static page that generates stories in a browser from the exported ONNX graphs."""
 
 import re
 import shutil
@@ -7,59 +7,61 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tinystories_slm.errors import InputError
+from tinystories_slm.errors import UserError
 
-PAGE = Path(__file__).parents[2] / "docs" / "browser"
-FILES = ("index.html", "storyteller.js")
+PAGE_DIR = Path(__file__).with_name("web")
+PAGE_FILES = ("index.html", "generate.js")
 _CDN = "https://cdn.jsdelivr.net/npm/"
 _LIBRARY = re.compile(re.escape(_CDN) + r"((?:@[\w-]+/)?[\w-]+)@([\w.-]+)/([\w./-]+)")
-"""What index.html loads: package, version, file. It is the one place that names them."""
+"""Matches package, version and file of each library in index.html, the only place that names them."""
 
 
 def write_page(folder: Path, *, vendor: bool = False) -> None:
-    """Copy the page into `folder`; with `vendor`, also its libraries, so that it needs no other server.
+    """Copy the page to `folder`; with `vendor`, also its libraries, so that it needs no other server.
 
     Raises:
-        InputError: the page or npm is missing, or npm fails.
+        UserError: a file of the page is missing, or npm is missing or fails.
     """
-    for name in FILES:
-        if not (PAGE / name).is_file():
-            raise InputError(f"{PAGE / name} is missing; export from a clone of the repository")
-        shutil.copyfile(PAGE / name, folder / name)
+    for name in PAGE_FILES:
+        if not (PAGE_DIR / name).is_file():
+            raise UserError(f"{PAGE_DIR / name} is missing; reinstall tinystories_slm")
+        shutil.copyfile(PAGE_DIR / name, folder / name)
     if vendor:
         with tempfile.TemporaryDirectory() as tarballs:
             vendor_libraries(folder / "index.html", Path(tarballs))
 
 
 def vendor_libraries(page: Path, tarballs: Path) -> None:
-    """Put the libraries that `page` loads into vendor/ beside it, and have it load them from there.
+    """Copy the libraries that `page` loads into the folder vendor/ next to it, and rewrite their addresses.
 
-    `tarballs` keeps npm's packages: what is there already is not fetched again.
+    `tarballs` is a cache of npm packages; packages in it are not downloaded again.
 
     Raises:
-        InputError: npm is missing, or fails.
+        UserError: npm is missing or fails.
     """
     text = page.read_text(encoding="utf-8")
     for package, version, file in sorted(set(_LIBRARY.findall(text))):
         target = page.parent / "vendor" / f"{package}@{version}" / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(_tarball(package, version, tarballs)) as tar:
+        with tarfile.open(_download_tarball(package, version, tarballs)) as tar:
             member = tar.extractfile(f"package/{file}")
             target.write_bytes(member.read())
     page.write_text(text.replace(_CDN, "./vendor/"), encoding="utf-8")
 
 
-def _tarball(package: str, version: str, tarballs: Path) -> Path:
-    # npm's own name for it: @huggingface/tokenizers 0.2.0 is huggingface-tokenizers-0.2.0.tgz
+def _download_tarball(package: str, version: str, tarballs: Path) -> Path:
+    # File name chosen by npm: huggingface-tokenizers-0.2.0.tgz for @huggingface/tokenizers 0.2.0.
     path = tarballs / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if path.is_file():
         return path
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError("vendor (True) needs npm, and there is none; install Node.js, or leave --vendor out")
+        raise UserError("vendor (True) needs npm, which is not installed; install Node.js, or omit --vendor")
     command = [npm, "pack", f"{package}@{version}", "--silent", "--pack-destination", str(tarballs)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         reason = " ".join(result.stderr.split())[:300]
-        raise InputError(f"vendor (True) failed, as npm could not fetch {package}@{version}: {reason}")
+        raise UserError(
+            f"vendor (True): npm could not download {package}@{version} ({reason}); omit --vendor"
+        )
     return path

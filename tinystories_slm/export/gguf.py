@@ -1,4 +1,4 @@
-"""`gguf`: one file for llama.cpp and what is built on it, with weights, architecture and vocabulary."""
+"""Export format `gguf`: weights, architecture and vocabulary in one file, for llama.cpp."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from tinystories_slm.data.tokenizer import save_tokenizer
-from tinystories_slm.errors import InputError
-from tinystories_slm.export.checks import Check, compare, require_equal, require_same_ids
+from tinystories_slm.errors import UserError
+from tinystories_slm.export.checks import EquivalenceCheck, compare, require_equal, require_same_ids
 from tinystories_slm.export.native import native_model
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.model_folder import generation_defaults
+from tinystories_slm.model_folder import default_generation_config
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ _ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-# llama.cpp computes one activation per architecture, whatever the file says; gelu_new is the same curve.
+# llama.cpp computes one activation per architecture and ignores the file's; gelu_new is the same function.
 _ACTIVATIONS = {"gpt2": ("gelu_pytorch_tanh", "gelu_new"), "llama": ("silu",), "qwen3": ("silu",)}
-# GPT-2's matrices lie (in, out) in transformers; ggml wants (out, in), as of any other linear layer.
+# transformers stores GPT-2's matrices as (in, out); ggml expects (out, in), as for any other linear layer.
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
@@ -51,72 +51,72 @@ def export_gguf(
     folder: Path,
     *,
     quantization: Literal["f32", "f16", "q8_0"],
-) -> list[Check]:
-    """Fill `folder` with model.gguf, and the tokenizer and generation defaults in transformers' own files.
+) -> list[EquivalenceCheck]:
+    """Write model.gguf to `folder`, with the tokenizer and generation config in the files of transformers.
 
     Returns:
-        Two comparisons of the file, read back by transformers: with the model's weights rounded as the
-        file rounds them (equal to the bit), and with the model itself (what the rounding costs).
+        Two comparisons of the file, loaded by transformers: with the model whose weights are rounded in the
+        same way (equal to the bit), and with the model itself (the error of the rounding).
 
     Raises:
-        InputError: an activation or a tokenizer that llama.cpp does not compute.
-        ExportError: the file, read back, has other logits, greedy story or token ids.
+        UserError: llama.cpp does not support the activation or the tokenizer.
+        ExportError: the file, loaded again, differs in logits, greedy text or token ids.
     """
     native = native_model(model.float())
-    _refuse_activation(native)
+    _check_activation(native)
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[native.config.model_type]])
     _add_architecture(writer, native, quantization)
     _add_vocabulary(writer, tokenizer, native.config.vocab_size)
-    _add_sampling(writer, generation_defaults(model, tokenizer))
+    _add_sampling(writer, default_generation_config(model, tokenizer))
     rounded = _add_weights(writer, native, _TYPES[quantization][0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    generation_defaults(model, tokenizer).save_pretrained(folder)
+    default_generation_config(model, tokenizer).save_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings
     save_tokenizer(tokenizer, folder)
 
-    # The file asks for an end of text before each prompt, which some of transformers' classes then add.
-    theirs = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
-    require_same_ids("gguf", tokenizer, theirs, add_special_tokens=False)
-    settings = {"gguf_file": FILE, **reader_settings(native)}
-    logger.info("transformers reads it with from_pretrained(FOLDER, **%r)", settings)
-    again = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
-    stored = native_model(model.float())
-    stored.load_state_dict(rounded, strict=False)  # a tied head is not stored
+    # The file requests an end token before each prompt, which some tokenizer classes of transformers add.
+    exported_tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    require_same_ids("gguf", tokenizer, exported_tokenizer, add_special_tokens=False)
+    kwargs = {"gguf_file": FILE, **from_pretrained_kwargs(native)}
+    logger.info("load the file in transformers with from_pretrained(FOLDER, **%r)", kwargs)
+    exported = AutoModelForCausalLM.from_pretrained(folder, **kwargs).eval()
+    rounded_model = native_model(model.float())
+    rounded_model.load_state_dict(rounded, strict=False)  # the file does not contain a tied head
     return [
         require_equal(
-            compare(f"gguf {quantization}, with the weights rounded alike", stored, again, tokenizer)
+            compare(f"gguf {quantization}, with rounded weights", rounded_model, exported, tokenizer)
         ),
-        compare(f"gguf {quantization}, with the model", model, again, tokenizer),
+        compare(f"gguf {quantization}, with the model", model, exported, tokenizer),
     ]
 
 
-def reader_settings(native: PreTrainedModel) -> dict[str, object]:
-    """What `from_pretrained` has to be told besides `gguf_file` to compute exactly what the file says.
+def from_pretrained_kwargs(native: PreTrainedModel) -> dict[str, object]:
+    """Return the arguments, besides `gguf_file`, that `from_pretrained` needs to load the file exactly.
 
-    transformers' reader takes GPT-2's activation and the presence of Llama's biases for granted.
-    llama.cpp needs none of it.
+    The GGUF reader of transformers assumes GPT-2's activation and a Llama without biases. llama.cpp needs
+    no arguments.
     """
     config = native.config
     if config.model_type == "gpt2":
-        # Its default, gelu_new, is the same curve in another order of operations: 1e-6 off.
-        settings = {"activation_function": config.activation_function}
-        return settings if config.n_inner == 4 * config.n_embd else settings | {"n_inner": config.n_inner}
+        # The default, gelu_new, is the same function in another order of operations; logits differ by 1e-6.
+        kwargs = {"activation_function": config.activation_function}
+        return kwargs if config.n_inner == 4 * config.n_embd else kwargs | {"n_inner": config.n_inner}
     if config.model_type == "llama" and config.attention_bias:
         return {"attention_bias": True, "mlp_bias": True}
     return {}
 
 
-def _refuse_activation(native: PreTrainedModel) -> None:
+def _check_activation(native: PreTrainedModel) -> None:
     config = native.config
     used = config.activation_function if config.model_type == "gpt2" else config.hidden_act
-    known = _ACTIVATIONS[config.model_type]
-    if used not in known:
-        raise InputError(
-            f"hidden_act ({used}) of the model is not what llama.cpp computes for {config.model_type} "
-            f"({known[0]}); use --format native or custom"
+    supported = _ACTIVATIONS[config.model_type]
+    if used not in supported:
+        raise UserError(
+            f"model.hidden_act ({used}): llama.cpp supports only {supported[0]} for {config.model_type}; "
+            "use --format native or custom"
         )
 
 
@@ -133,8 +133,8 @@ def _add_architecture(writer: gguf.GGUFWriter, native: PreTrainedModel, quantiza
     if config.model_type == "gpt2":
         writer.add_feed_forward_length(config.n_inner)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
-        # transformers' reader drops GPT-2's own key of that name and assumes 1,024 positions, but takes
-        # any architecture's. llama.cpp reads a file's own architecture only.
+        # The reader of transformers ignores gpt2.context_length and assumes 1,024 positions, but accepts the
+        # key of another architecture. llama.cpp reads only the keys of the file's architecture.
         writer.add_uint32("llama.context_length", config.n_positions)
         return
     writer.add_feed_forward_length(config.intermediate_size)
@@ -145,12 +145,14 @@ def _add_architecture(writer: gguf.GGUFWriter, native: PreTrainedModel, quantiza
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if config.model_type == "qwen3":
-        writer.add_uint32("llama.rope.dimension_count", config.head_dim)  # likewise: it would assume 128
+        writer.add_uint32(
+            "llama.rope.dimension_count", config.head_dim
+        )  # as above: transformers would assume 128
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    _refuse_tokenizer(backend)
+    _check_tokenizer(backend)
     text_of = {id_: text for text, id_ in tokenizer.get_vocab().items()}
     added = [token["id"] for token in backend["added_tokens"]]
     special = [token["id"] for token in backend["added_tokens"] if token["special"]]
@@ -159,7 +161,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     types |= dict.fromkeys(added, gguf.TokenType.USER_DEFINED) | dict.fromkeys(
         special, gguf.TokenType.CONTROL
     )
-    writer.add_tokenizer_model("gpt2")  # llama.cpp's word for byte-level BPE
+    writer.add_tokenizer_model("gpt2")  # the name of llama.cpp for byte-level BPE
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([text_of.get(id_, f"[PAD{id_}]") for id_ in range(vocab_size)])
     writer.add_token_types([types[id_] for id_ in range(vocab_size)])
@@ -171,70 +173,77 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     writer.add_pad_token_id(
         tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     )
-    # Every story of the training followed an end of text: llama.cpp then puts one before each prompt.
+    # In training an end token precedes each story, so llama.cpp should add one before each prompt.
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
 
 
 def _add_sampling(writer: gguf.GGUFWriter, defaults: GenerationConfig) -> None:
-    """What llama.cpp's own programs then take where no flag says otherwise."""
+    """Write the default sampling parameters of the llama.cpp programs."""
     writer.add_sampling_temp(defaults.temperature)
     writer.add_sampling_top_k(defaults.top_k)
     writer.add_sampling_top_p(defaults.top_p)
 
 
-def _refuse_tokenizer(backend: dict) -> None:
-    """llama.cpp knows pre-tokenizers by name; ours is GPT-2's, and any other would need its own name."""
+def _check_tokenizer(backend: dict) -> None:
+    """Raise unless the tokenizer is GPT-2's byte-level BPE: llama.cpp selects pre-tokenizers by name."""
     model, pieces = backend["model"], backend["pre_tokenizer"] or {}
-    plain = {
+    matches_gpt2 = {
         "model": model["type"] == "BPE" and not model.get("byte_fallback") and not model.get("ignore_merges"),
         "normalizer": backend["normalizer"] is None,
         "pre_tokenizer": pieces.get("type") == "ByteLevel"
         and pieces.get("use_regex", True)
         and not pieces.get("add_prefix_space"),
     }
-    if wrong := [name for name, good in plain.items() if not good]:
-        raise InputError(
-            f"the tokenizer's {' and '.join(wrong)} is not that of GPT-2's byte-level BPE, the only one that "
-            "is written to gguf; use --format native and llama.cpp's own converter"
+    if different := [name for name, matches in matches_gpt2.items() if not matches]:
+        raise UserError(
+            f"the tokenizer's {' and '.join(different)} is not that of GPT-2's byte-level BPE, the only one "
+            "that --format gguf supports; use --format native and the converter of llama.cpp"
         )
 
 
-def _add_weights(writer: gguf.GGUFWriter, native: PreTrainedModel, wanted: Type) -> dict[str, Tensor]:
-    """Write every tensor; returns them, under their names in `native`, as the file rounds them."""
+def _add_weights(writer: gguf.GGUFWriter, native: PreTrainedModel, dtype: Type) -> dict[str, Tensor]:
+    """Write every tensor; return the rounded tensors by their names in `native`."""
     config = native.config
     architecture = _ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     rounded = {}
     for name, weight in native.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # llama.cpp takes the embedding where no head is stored
+            continue  # llama.cpp uses the embedding if the file has no head
         conv1d = config.model_type == "gpt2" and name.endswith(_CONV1D)
         rows = (weight.t() if conv1d else weight).contiguous().numpy()
-        stored_as = _type_of(name, rows.shape, wanted)
-        data = gguf.quantize(rows, stored_as)
-        back = torch.from_numpy(gguf.dequantize(data, stored_as).copy())
-        rounded[name] = back.t().contiguous() if conv1d else back
+        tensor_dtype = _tensor_dtype(name, rows.shape, dtype)
+        data = gguf.quantize(rows, tensor_dtype)
+        dequantized = torch.from_numpy(gguf.dequantize(data, tensor_dtype).copy())
+        rounded[name] = dequantized.t().contiguous() if conv1d else dequantized
         if config.model_type == "llama" and ".q_proj." in name:
-            data = _interleave(data, config.num_attention_heads)
+            data = _permute_rope(data, config.num_attention_heads)
         elif config.model_type == "llama" and ".k_proj." in name:
-            data = _interleave(data, config.num_key_value_heads)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=stored_as)
+            data = _permute_rope(data, config.num_key_value_heads)
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=tensor_dtype
+        )
     return rounded
 
 
-def _type_of(name: str, shape: tuple[int, ...], wanted: Type) -> Type:
-    """As llama.cpp's converter does: float32 for vectors and positions, and float16 for rows that do
-    not divide into Q8_0's blocks of 32."""
+def _tensor_dtype(name: str, shape: tuple[int, ...], dtype: Type) -> Type:
+    """Return the type of one tensor, chosen as in the converter of llama.cpp.
+
+    Vectors and positions are float32; rows that do not divide into Q8_0's blocks of 32 are float16.
+    """
     if len(shape) == 1 or ".wpe." in name:
         return Type.F32
-    if wanted == Type.Q8_0 and shape[-1] % gguf.GGML_QUANT_SIZES[Type.Q8_0][0]:
+    if dtype == Type.Q8_0 and shape[-1] % gguf.GGML_QUANT_SIZES[Type.Q8_0][0]:
         return Type.F16
-    return wanted
+    return dtype
 
 
-def _interleave(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of each head from halves to pairs: llama.cpp turns (x[2i], x[2i+1]) where we turn
-    (x[i], x[i + D/2]). Of its architectures llama does so, qwen3 does as we do."""
+def _permute_rope(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Reorder the rows of each head from halves to pairs, for the RoPE of llama.cpp's `llama` architecture.
+
+    That architecture rotates (x[2i], x[2i+1]) where this model rotates (x[i], x[i + D/2]). `qwen3` rotates
+    as this model does.
+    """
     halves = rows.reshape(num_heads, 2, -1, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)

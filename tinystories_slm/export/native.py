@@ -1,4 +1,4 @@
-"""`native`: the same weights as transformers' own GPT-2, Llama or Qwen3, which every tool knows."""
+"""Export format `native`: the same weights as the GPT-2, Llama or Qwen3 class of transformers."""
 
 import copy
 import json
@@ -19,46 +19,53 @@ from transformers import (
 )
 
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
-from tinystories_slm.export.checks import Check, ExportError, compare, require_equal, require_same_ids
+from tinystories_slm.export.checks import (
+    EquivalenceCheck,
+    ExportError,
+    compare,
+    require_equal,
+    require_same_ids,
+)
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
-from tinystories_slm.model_folder import generation_defaults
+from tinystories_slm.model_folder import default_generation_config
 
 
 def export_native(
     model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> list[Check]:
-    """Fill `folder` with what `from_pretrained(folder)` loads without any code of this project.
+) -> list[EquivalenceCheck]:
+    """Write to `folder` what `from_pretrained(folder)` loads without any code of this project.
 
     Raises:
-        ExportError: the folder, loaded again, has other logits (by a single bit), greedy story or token
-            ids, in float32 or bfloat16.
+        ExportError: the folder, loaded again in float32 or bfloat16, differs in logits (by a single bit),
+            greedy text or token ids.
     """
     native = native_model(model)
-    native.generation_config = generation_defaults(model, tokenizer)
+    native.generation_config = default_generation_config(model, tokenizer)
     native.save_pretrained(folder)
-    _also_for_transformers_4(folder / "config.json")
+    _write_v4_rope_theta(folder / "config.json")
     tokenizer.model_max_length = model.config.max_position_embeddings
     save_tokenizer(tokenizer, folder)
 
     require_same_ids("native", tokenizer, load_tokenizer(str(folder)))
-    # Not float16: there the CPU multiplies one matrix of queries, keys and values otherwise than three.
+    # Not float16: on the CPU one joint matmul for queries, keys and values rounds differently from three.
     return [
-        _check(model, type(native), tokenizer, folder, dtype) for dtype in (torch.float32, torch.bfloat16)
+        _compare_saved(model, type(native), tokenizer, folder, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
     ]
 
 
 def native_model(model: TinyStoriesForCausalLM) -> PreTrainedModel:
-    """`model` as a `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen3ForCausalLM`, in evaluation mode.
+    """Return `model` as a `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen3ForCausalLM`, in evaluation mode.
 
-    To be saved, or run in float32: in other types its rotary table is rounded, which that of a model
-    loaded from disk is not.
+    Save the result, or run it in float32 only: in other types its RoPE table is rounded, unlike that of a
+    model loaded from disk.
     """
     config = model.config
-    if config.family == "gpt":
+    if config.family == "gpt2":
         native = GPT2LMHeadModel(_gpt2_config(config))
         weights = _gpt2_weights(model)
     else:
-        native = (Qwen3ForCausalLM if config.qk_norm else LlamaForCausalLM)(_modern_config(config))
+        native = (Qwen3ForCausalLM if config.qk_norm else LlamaForCausalLM)(_llama_config(config))
         weights = model.state_dict()
     native.load_state_dict(weights, strict=True)
     return native.to(model.dtype).eval()
@@ -76,12 +83,12 @@ def _gpt2_config(config: TinyStoriesConfig) -> GPT2Config:
         resid_pdrop=config.dropout,
         embd_pdrop=config.dropout,
         attn_pdrop=config.dropout,
-        **_shared_settings(config),
+        **_shared_kwargs(config),
     )
 
 
-def _modern_config(config: TinyStoriesConfig) -> LlamaConfig | Qwen3Config:
-    settings = {
+def _llama_config(config: TinyStoriesConfig) -> LlamaConfig | Qwen3Config:
+    kwargs = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -94,12 +101,12 @@ def _modern_config(config: TinyStoriesConfig) -> LlamaConfig | Qwen3Config:
         "rope_parameters": dict(config.rope_parameters),
         "attention_bias": config.bias,
         "attention_dropout": config.dropout,
-        **_shared_settings(config),
+        **_shared_kwargs(config),
     }
-    return Qwen3Config(**settings) if config.qk_norm else LlamaConfig(**settings, mlp_bias=config.bias)
+    return Qwen3Config(**kwargs) if config.qk_norm else LlamaConfig(**kwargs, mlp_bias=config.bias)
 
 
-def _shared_settings(config: TinyStoriesConfig) -> dict[str, object]:
+def _shared_kwargs(config: TinyStoriesConfig) -> dict[str, object]:
     names = (
         "vocab_size",
         "initializer_range",
@@ -113,7 +120,7 @@ def _shared_settings(config: TinyStoriesConfig) -> dict[str, object]:
 
 
 def _gpt2_weights(model: TinyStoriesForCausalLM) -> dict[str, Tensor]:
-    """GPT-2's state dict: matrices stored (in, out), queries, keys and values in one, always a bias."""
+    """Return the state dict for GPT-2: (in, out) matrices, joint queries, keys and values, all biases."""
     base = model.model
     weights = {
         "transformer.wte.weight": base.embed_tokens.weight,
@@ -125,20 +132,20 @@ def _gpt2_weights(model: TinyStoriesForCausalLM) -> dict[str, Tensor]:
         attention, mlp, block = layer.self_attn, layer.mlp, f"transformer.h.{i}"
         weights |= _with_bias(f"{block}.ln_1", layer.input_layernorm)
         weights |= _with_bias(f"{block}.ln_2", layer.post_attention_layernorm)
-        weights |= _conv1d(f"{block}.attn.c_attn", attention.q_proj, attention.k_proj, attention.v_proj)
-        weights |= _conv1d(f"{block}.attn.c_proj", attention.o_proj)
-        weights |= _conv1d(f"{block}.mlp.c_fc", mlp.up_proj)
-        weights |= _conv1d(f"{block}.mlp.c_proj", mlp.down_proj)
+        weights |= _to_conv1d(f"{block}.attn.c_attn", attention.q_proj, attention.k_proj, attention.v_proj)
+        weights |= _to_conv1d(f"{block}.attn.c_proj", attention.o_proj)
+        weights |= _to_conv1d(f"{block}.mlp.c_fc", mlp.up_proj)
+        weights |= _to_conv1d(f"{block}.mlp.c_proj", mlp.down_proj)
     return {name: weight.detach() for name, weight in weights.items()}
 
 
 def _with_bias(name: str, norm: nn.LayerNorm) -> dict[str, Tensor]:
-    # Adding a zero is exact, so a model without biases is a GPT-2 whose biases are zero.
+    # Adding zero is exact, so a model without biases equals a GPT-2 with zero biases.
     bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
     return {f"{name}.weight": norm.weight, f"{name}.bias": bias}
 
 
-def _conv1d(name: str, *linears: nn.Linear) -> dict[str, Tensor]:
+def _to_conv1d(name: str, *linears: nn.Linear) -> dict[str, Tensor]:
     biases = [
         linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         for linear in linears
@@ -147,27 +154,27 @@ def _conv1d(name: str, *linears: nn.Linear) -> dict[str, Tensor]:
     return {f"{name}.weight": weight, f"{name}.bias": torch.cat(biases)}
 
 
-def _also_for_transformers_4(path: Path) -> None:
-    """Repeat the base of the rotary angles under the name that transformers 4 and vLLM read.
+def _write_v4_rope_theta(path: Path) -> None:
+    """Write the RoPE base also as `rope_theta`, the name that transformers 4 and vLLM read.
 
-    Without it they take 10,000, whatever the model was trained with.
+    Without it they use 10,000, whatever base the model was trained with.
     """
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings.get("rope_parameters"):
-        settings["rope_theta"] = settings["rope_parameters"]["rope_theta"]
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("rope_parameters"):
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check(
+def _compare_saved(
     model: TinyStoriesForCausalLM,
     native_class: type[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     dtype: torch.dtype,
-) -> Check:
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    if type(again) is not native_class:
-        raise ExportError(f"{folder} loads as {type(again).__name__}, not as {native_class.__name__}")
-    ours = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
+) -> EquivalenceCheck:
+    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    if type(exported) is not native_class:
+        raise ExportError(f"{folder} loads as {type(exported).__name__}, not as {native_class.__name__}")
+    expected = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
     name = f"{native_class.__name__}, {str(dtype).removeprefix('torch.')}"
-    return require_equal(compare(name, ours, again, tokenizer))
+    return require_equal(compare(name, expected, exported, tokenizer))

@@ -1,1 +1,1 @@
-"""What a model takes along to the Hub."""
+"""Publish a run on the Hugging Face Hub: model card, staging and upload."""

@@ -1,4 +1,4 @@
-"""The model card: the template model_card.md, filled from a run's own files and nothing else."""
+"""Write the model card: the template model_card.md, filled only from the files of a run."""
 
 import json
 import math
@@ -10,229 +10,238 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from tinystories_slm.data.origin import BUILTIN
-from tinystories_slm.errors import InputError
-from tinystories_slm.evaluation.report import PROTOCOL
-from tinystories_slm.hub.markdown import code, escaped, quoted
-from tinystories_slm.hub.record import Record, hub_id
+from tinystories_slm.config import RunConfig
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.evaluation.evaluate import PROTOCOL
+from tinystories_slm.hub.markdown import escape_code, escape_markdown, quote_markdown
+from tinystories_slm.hub.published_run import PublishedRun
+from tinystories_slm.resources import resource_path
+from tinystories_slm.runs.run_dir import RunDir
 
-TEMPLATE = Path(__file__).parents[2] / "model_card.md"
-
-# A licence is stated where it is known for certain; any other dataset's own page has the word.
+# Only licenses that are certain; for other datasets their own page states the license.
 DATA_LICENSES = {
     "roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)",
-    BUILTIN: "MIT, as the package that tells them",
+    BUILTIN: "MIT, like the package that generates them",
 }
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
 """Versions of transformers that the tests run the model's code with: the lowest that setup.cfg allows, the
-last with the cache's earlier name, and the newest (constraints.txt)."""
-_NUM_STORIES = 3
+last with the earlier name of the cache, and the newest (constraints.txt)."""
+_MAX_STORIES = 3
+# Key of evaluation.json: name in the metadata, label in the table, format.
 _METRICS = {
-    "loss": "nats per token",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "accuracy": "accuracy of the next token",
+    "loss": ("nats per token", "loss, nats per token", "{:.4f}"),
+    "perplexity": ("perplexity", "perplexity", "{:.3f}"),
+    "bits_per_byte": ("bits per byte", "bits per byte", "{:.4f}"),
+    "accuracy": ("next-token accuracy", "next-token accuracy", "{:.1%}"),
+}
+# Key of stories.jsonl: format.
+_SAMPLING_PARAMETERS = {
+    "temperature": "temperature {}",
+    "top_k": "top-k {}",
+    "top_p": "top-p {}",
+    "min_p": "min-p {}",
+    "repetition_penalty": "repetition penalty {}",
+    "max_new_tokens": "at most {} new tokens",
+    "seed": "seed {}",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Publication:
-    """Where a card stands, as its lines to copy differ by it; as it is here, in best/ of the run folder."""
+class CardTarget:
+    """Location of the card, which determines its code examples; by default best/ of the run directory."""
 
     model_id: str = "."
-    """What its readers pass to `from_pretrained`."""
+    """Argument of `from_pretrained` in the examples."""
     on_hub: bool = False
-    """Whether `model_id` is a repository on the Hub, where the run's record is beside the card."""
+    """Whether `model_id` is a Hub repository, which holds the records of the run in run/."""
     custom: bool = True
-    """Whether the form with this project's code is there, in the root."""
+    """Whether the root holds the model with this project's code."""
     native_class: str | None = None
-    """transformers' class of the native form, if that is there."""
+    """Model class of transformers, if the target holds the `native` format."""
     license: str | None = None
-    """The model's, as its owner states it."""
+    """License of the model; None if its owner states none."""
 
 
 def write_card(run_dir: Path) -> Path:
-    """Write `best/README.md`, from as much as the run's files tell so far.
+    """Write `best/README.md` from the files of the run.
 
     Returns:
         The path of the card.
 
     Raises:
-        InputError: there is no model in best/, or a file of the run is broken.
+        UserError: best/ does not hold a model, or a file of the run is damaged.
     """
-    path = run_dir / "best" / "README.md"
-    path.write_text(render_card(Record.load(run_dir), Publication()), encoding="utf-8")
+    path = RunDir(run_dir).best / "README.md"
+    path.write_text(render_card(PublishedRun.load(run_dir), CardTarget()), encoding="utf-8")
     return path
 
 
-def render_card(record: Record, publication: Publication) -> str:
-    """The text of the card; what the record does not tell is not in it.
+def render_card(run: PublishedRun, target: CardTarget) -> str:
+    """Return the text of the card; it omits everything that the run has not recorded.
 
     Raises:
-        InputError: the template is not where a clone of the repository has it.
+        UserError: the installation lacks the template.
     """
-    if not TEMPLATE.is_file():
-        raise InputError(f"{TEMPLATE} is missing; install this package from its clone: pip install -e .")
-    name = publication.model_id.split("/")[-1] if publication.on_hub else record.name
+    name = target.model_id.split("/")[-1] if target.on_hub else run.name
     facts = {
-        "name": escaped(name),
-        "protocol": escaped(record.evaluation.get("protocol", PROTOCOL)),
-        "kit": _kit(record),
+        "name": escape_markdown(name),
+        "protocol": escape_markdown(run.evaluation.get("protocol", PROTOCOL)),
+        "package": _package_label(run),
         "tested_transformers": ", ".join(TESTED_TRANSFORMERS),
-        "recipe": _recipe(record),
-        "figures": _figures(record.evaluation),
-        "stories": [_story(line) for line in record.stories if "story" in line][:_NUM_STORIES],
-        "hardware": _hardware(record),
-        "base_model": hub_id(record.config.get("train", {}).get("init_from")),
-        **_use(publication),
-        **_architecture(record),
-        **_data(record),
-        **_evaluated(record),
+        "recipe": _recipe(run),
+        "metric_rows": _metric_rows(run.evaluation),
+        "stories": [_format_story(line) for line in run.stories if "story" in line][:_MAX_STORIES],
+        "hardware": _hardware(run),
+        "base_model": run.base_model,
+        **_usage_facts(target),
+        **_architecture_facts(run),
+        **_data_facts(run),
+        **_eval_facts(run),
     }
-    if (record.run_dir / "loss.png").is_file():
-        facts["plot"] = "run/loss.png" if publication.on_hub else "../loss.png"
-    stated = {name: fact for name, fact in facts.items() if fact is not None}
-    metadata = _metadata(record, publication, name)
-    return str(ModelCard.from_template(metadata, template_path=str(TEMPLATE), **stated)).rstrip() + "\n"
+    if run.files.loss_plot.is_file():
+        facts["plot"] = "run/loss.png" if target.on_hub else "../loss.png"
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    template = str(resource_path("model_card.md"))
+    card = ModelCard.from_template(_metadata(run, target, name), template_path=template, **known)
+    return str(card).rstrip() + "\n"
 
 
-def _metadata(record: Record, publication: Publication, name: str) -> ModelCardData:
-    results = _eval_results(record)
+def _metadata(run: PublishedRun, target: CardTarget, name: str) -> ModelCardData:
+    results = _eval_results(run)
     return ModelCardData(
         language="en",
-        license=publication.license,
+        license=target.license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["tinystories", "small-language-model"],
-        datasets=[record.source] if record.source_on_hub else None,
-        base_model=hub_id(record.config.get("train", {}).get("init_from")),
+        datasets=[run.source] if run.is_source_on_hub else None,
+        base_model=run.base_model,
         metrics=[r.metric_type for r in results if r.metric_type in ("perplexity", "accuracy")] or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
 
 
-def _eval_results(record: Record) -> list[EvalResult]:
-    evaluation = record.evaluation
-    dataset, revision = _evaluated_stories(record)
+def _eval_results(run: PublishedRun) -> list[EvalResult]:
+    evaluation = run.evaluation
+    dataset, revision = _eval_source(run)
     if dataset is None:
         return []
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset,
-            dataset_name=_told_by(dataset),
+            dataset_name=_source_label(dataset),
             dataset_split=evaluation.get("split", "validation"),
             dataset_revision=revision,
             metric_type=metric,
             metric_name=name,
             metric_value=evaluation[metric],
         )
-        for metric, name in _METRICS.items()
+        for metric, (name, _, _) in _METRICS.items()
         if _is_number(evaluation.get(metric))
     ]
 
 
-def _use(publication: Publication) -> dict[str, Any]:
+def _usage_facts(target: CardTarget) -> dict[str, Any]:
     return {
-        "model_id": publication.model_id,
-        "on_hub": publication.on_hub,
-        "custom": publication.custom,
-        "native": publication.native_class is not None,
-        "native_class": f"`{publication.native_class}`",
-        "native_options": ', subfolder="native"' if publication.custom else "",
+        "model_id": target.model_id,
+        "on_hub": target.on_hub,
+        "custom": target.custom,
+        "native": target.native_class is not None,
+        "native_class": f"`{target.native_class}`",
+        "native_options": ', subfolder="native"' if target.custom else "",
     }
 
 
-def _architecture(record: Record) -> dict[str, Any]:
-    best = record.run_dir / "best"
-    config = json.loads((best / "config.json").read_text(encoding="utf-8"))
-    modern = "Qwen3" if config.get("qk_norm") else "Llama"
+def _architecture_facts(run: PublishedRun) -> dict[str, Any]:
+    config = json.loads((run.files.best / "config.json").read_text(encoding="utf-8"))
+    llama = "Qwen3" if config.get("qk_norm") else "Llama"
     return {
-        "num_parameters": f"{_num_parameters(best):,}",
+        "num_parameters": f"{_num_parameters(run.files.best):,}",
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
         "num_heads": config["num_attention_heads"],
         "context": config["max_position_embeddings"],
         "vocab_size": f"{config['vocab_size']:,}",
-        "mathematics": {"gpt": "GPT-2", "modern": modern}.get(config.get("family", "")),
+        "architecture": {"gpt2": "GPT-2", "llama": llama}.get(config.get("family", "")),
     }
 
 
-def _data(record: Record) -> dict[str, Any]:
+def _data_facts(run: PublishedRun) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    if record.source is not None:
-        facts["source"] = _linked(record.source, on_hub=record.source_on_hub)
-        if record.source_on_hub or record.source == BUILTIN:
-            facts["data_license"] = DATA_LICENSES.get(record.source)
-    if "revision" in record.manifest:
-        facts["revision"] = code(record.manifest["revision"])
-    for split, counts in record.manifest.get("splits", {}).items():
+    if run.source is not None:
+        facts["source"] = _source_link(run.source, on_hub=run.is_source_on_hub)
+        if run.is_source_on_hub or run.source == BUILTIN:
+            facts["data_license"] = DATA_LICENSES.get(run.source)
+    if "revision" in run.manifest:
+        facts["revision"] = escape_code(run.manifest["revision"])
+    for split, counts in run.manifest.get("splits", {}).items():
         facts |= {
             name.replace("num_", f"num_{split}_"): f"{value:,}"
             for name, value in counts.items()
             if _is_number(value)
         }
-    tokenizer = record.config.get("tokenizer", {})
-    if (pretrained := tokenizer.get("pretrained")) is not None:
-        facts["tokenizer"] = f"that of `{code(pretrained)}`"
-    elif tokenizer:
-        facts["tokenizer"] = "an own byte-level BPE, trained on these stories"
+    if run.config is not None:
+        pretrained = run.config.tokenizer.pretrained
+        trained_here = "byte-level BPE, trained on these stories"
+        facts["tokenizer"] = trained_here if pretrained is None else f"`{escape_code(pretrained)}`"
     return facts
 
 
-def _recipe(record: Record) -> list[tuple[str, str]]:
-    train, last = record.config.get("train", {}), _last(record)
+def _recipe(run: PublishedRun) -> list[tuple[str, str]]:
+    """Return (option, value) of the training recipe, as far as it is known."""
+    rows = _config_rows(run.config) if run.config else {}
+    precision = run.environment.get(
+        "mixed_precision", run.config.train.mixed_precision if run.config else None
+    )
+    last, best = _last_metrics(run), _best_metrics(run)
     steps = f"{last['step']:,}" if "step" in last else None
-    if steps and "max_steps" in train and train["max_steps"] != last["step"]:
-        steps += f" of {train['max_steps']:,}"
-    batch = train.get("batch_size")
-    seq_len = record.config.get("data", {}).get("seq_len")
-    precision = record.environment.get("mixed_precision", train.get("mixed_precision"))
-    best = _best(record)
-    rows = {
-        "optimizer": train.get("optimizer"),
-        "peak learning rate": f"{train.get('lr')}, scaled to width and batch"
-        if train.get("lr_scaling")
-        else train.get("lr"),
-        "schedule": train.get("schedule", train.get("lr_schedule")),
-        "warm-up, optimizer steps": train.get("warmup_steps"),
-        "final share of the peak": train.get("min_lr_rate"),
-        "weight decay": train.get("weight_decay"),
-        "average of the weights, decay": train.get("ema_decay"),
-        "gradient norm at most": train.get("max_grad_norm"),
-        "dropout": record.config.get("model", {}).get("dropout"),
-        "sequences per step": f"{batch} of {seq_len} tokens" if batch and seq_len else batch,
+    if steps and run.config and run.config.train.max_steps != last["step"]:
+        steps += f" of {run.config.train.max_steps:,}"
+    rows |= {
         "optimizer steps": steps,
         "training tokens": f"{last['tokens']:,}" if "tokens" in last else None,
         "mixed precision": None if precision == "auto" else precision,
-        "seed": train.get("seed"),
-        "these weights": f"step {best['step']:,}, validation loss {best['val/loss']:.4f}" if best else None,
+        "seed": run.config.train.seed if run.config else None,
+        "best model": f"step {best['step']:,}, validation loss {best['val/loss']:.4f}" if best else None,
     }
-    return [(what, escaped(str(value))) for what, value in rows.items() if value is not None]
+    return [(name, escape_markdown(str(value))) for name, value in rows.items() if value is not None]
 
 
-def _figures(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    forms = {
-        "loss": ("loss, nats per token", "{:.4f}"),
-        "perplexity": ("perplexity", "{:.3f}"),
-        "bits_per_byte": ("bits per byte", "{:.4f}"),
-        "accuracy": ("accuracy of the next token", "{:.1%}"),
+def _config_rows(config: RunConfig) -> dict[str, Any]:
+    train = config.train
+    return {
+        "optimizer": train.optimizer,
+        "peak learning rate": f"{train.lr}, scaled to width and batch" if train.lr_scaling else train.lr,
+        "schedule": train.schedule,
+        "warm-up, optimizer steps": train.warmup_steps,
+        "final learning rate, share of the peak": train.min_lr_rate,
+        "weight decay": train.weight_decay,
+        "EMA decay": train.ema_decay,
+        "gradient clipping, norm": train.max_grad_norm,
+        "dropout": config.model.dropout,
+        "sequences per step": f"{train.batch_size} of {config.data.seq_len} tokens",
     }
+
+
+def _metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        (what, form.format(evaluation[name]))
-        for name, (what, form) in forms.items()
-        if _is_number(evaluation.get(name))
+        (label, form.format(evaluation[metric]))
+        for metric, (_, label, form) in _METRICS.items()
+        if _is_number(evaluation.get(metric))
     ]
 
 
-def _evaluated(record: Record) -> dict[str, Any]:
-    evaluation, facts = record.evaluation, {}
-    source, revision = _evaluated_stories(record)
+def _eval_facts(run: PublishedRun) -> dict[str, Any]:
+    evaluation, facts = run.evaluation, {}
+    source, revision = _eval_source(run)
     if source is not None:
-        split = escaped(str(evaluation.get("split", "validation")))
-        at = f" (revision `{code(revision)}`)" if revision else ""
-        facts["evaluated_on"] = f"the {split} stories of {_linked(source, on_hub=_is_commit(revision))}{at}"
+        split = escape_markdown(str(evaluation.get("split", "validation")))
+        at = f" (revision `{escape_code(revision)}`)" if revision else ""
+        facts["evaluated_on"] = (
+            f"the {split} stories of {_source_link(source, on_hub=_is_commit(revision))}{at}"
+        )
     if all(_is_number(evaluation.get(name)) for name in ("num_stories", "num_tokens", "num_bytes")):
         facts |= {name: f"{evaluation[name]:,}" for name in ("num_stories", "num_tokens", "num_bytes")}
     if all(_is_number(evaluation.get(name)) for name in ("entropy", "entropy_bits_per_byte")):
@@ -240,68 +249,64 @@ def _evaluated(record: Record) -> dict[str, Any]:
     return facts
 
 
-def _evaluated_stories(record: Record) -> tuple[str | None, str | None]:
-    """Source and revision; where evaluation.json names none, they are the run's own validation stories."""
-    if "data" in record.evaluation:
-        return record.evaluation["data"], record.evaluation.get("revision")
-    return record.source, record.manifest.get("revision")
+def _eval_source(run: PublishedRun) -> tuple[str | None, str | None]:
+    """Return source and revision of the scored stories: the run's own, or those in evaluation.json."""
+    if "data" in run.evaluation:
+        return run.evaluation["data"], run.evaluation.get("revision")
+    return run.source, run.manifest.get("revision")
 
 
-def _story(line: Mapping[str, Any]) -> dict[str, str]:
-    """One of stories.jsonl: its sampling settings as a sentence, its text as a quotation."""
-    settings = {
-        "temperature": "temperature {}",
-        "top_k": "top-k {}",
-        "top_p": "top-p {}",
-        "min_p": "min-p {}",
-        "repetition_penalty": "repetition penalty {}",
-        "max_new_tokens": "at most {} new tokens",
-        "seed": "seed {}",
-    }
-    told = [form.format(line[key]) for key, form in settings.items() if line.get(key) is not None]
+def _format_story(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sampling parameters of a line of stories.jsonl as a sentence, and its text as a quote."""
+    parameters = [
+        form.format(line[key]) for key, form in _SAMPLING_PARAMETERS.items() if line.get(key) is not None
+    ]
     prompt = [f'prompt "{line["prompt"]}"'] if line.get("prompt") else []
-    sentence = escaped(", ".join([*prompt, *told]))
-    return {"settings": f"{sentence[:1].upper()}{sentence[1:]}:", "text": quoted(str(line["story"]))}
+    sentence = escape_markdown(", ".join([*prompt, *parameters]))
+    return {
+        "parameters": f"{sentence[:1].upper()}{sentence[1:]}:",
+        "text": quote_markdown(str(line["story"])),
+    }
 
 
-def _hardware(record: Record) -> list[str]:
-    environment, seconds = record.environment, _last(record).get("seconds")
+def _hardware(run: PublishedRun) -> list[str]:
+    environment, seconds = run.environment, _last_metrics(run).get("seconds")
     lines = []
     if "hardware" in environment:
         lines.append(str(environment["hardware"]))
     if _is_number(environment.get("num_processes")) and "device" in environment:
         lines.append(f"{environment['num_processes']} process(es) on {environment['device']}")
     if _is_number(seconds):
-        lines.append(f"{seconds / 60:,.1f} minutes of training, its evaluations included")
+        lines.append(f"{seconds / 60:,.1f} minutes of training, including evaluations")
     packages = environment.get("packages") or {}
     if packages:
-        lines.append(", ".join(f"{name} {number}" for name, number in packages.items()))
-    return [escaped(line) for line in lines]
+        lines.append(", ".join(f"{name} {version}" for name, version in packages.items()))
+    return [escape_markdown(line) for line in lines]
 
 
-def _kit(record: Record) -> str:
-    packages = record.environment.get("packages") or {}
-    number = packages.get("tinystories_slm", record.manifest.get("code_version"))
-    return "`tinystories_slm`" + (f" {escaped(str(number))}" if number else "")
+def _package_label(run: PublishedRun) -> str:
+    packages = run.environment.get("packages") or {}
+    version = packages.get("tinystories_slm", run.manifest.get("code_version"))
+    return "`tinystories_slm`" + (f" {escape_markdown(str(version))}" if version else "")
 
 
-def _last(record: Record) -> dict[str, Any]:
-    return record.metrics[-1] if record.metrics else {}
+def _last_metrics(run: PublishedRun) -> dict[str, Any]:
+    return run.metrics[-1] if run.metrics else {}
 
 
-def _best(record: Record) -> dict[str, Any] | None:
-    """The line of metrics.jsonl whose weights best/ holds."""
-    evaluated = [line for line in record.metrics if _is_number(line.get("val/loss")) and "step" in line]
+def _best_metrics(run: PublishedRun) -> dict[str, Any] | None:
+    """Return the line of metrics.jsonl with the lowest validation loss, which is the model in best/."""
+    evaluated = [line for line in run.metrics if _is_number(line.get("val/loss")) and "step" in line]
     return min(evaluated, key=lambda line: line["val/loss"], default=None)
 
 
-def _linked(source: str, *, on_hub: bool) -> str:
+def _source_link(source: str, *, on_hub: bool) -> str:
     if on_hub:
         return f"[`{source}`](https://huggingface.co/datasets/{source})"
-    return _told_by(source) if source == BUILTIN else f"`{code(source)}`"
+    return _source_label(source) if source == BUILTIN else f"`{escape_code(source)}`"
 
 
-def _told_by(source: str) -> str:
+def _source_label(source: str) -> str:
     return "the built-in corpus of tinystories_slm" if source == BUILTIN else source
 
 
@@ -314,7 +319,7 @@ def _is_number(value: object) -> bool:
 
 
 def _num_parameters(folder: Path) -> int:
-    """Of a model folder: safetensors holds a tied matrix once."""
+    """Return the number of parameters in a model folder; safetensors stores a tied matrix once."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no mapping)
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a mapping)
     return sum(math.prod(shape) for shape in shapes)

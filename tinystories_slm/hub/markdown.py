@@ -1,21 +1,21 @@
-"""Any text as markdown that reads as the text itself."""
+"""Escape text for Markdown, so that it is rendered literally."""
 
 import re
 
 
-def escaped(text: str) -> str:
-    """`text`, on one line, without emphasis, links, tables, code, HTML, mathematics or headings."""
+def escape_markdown(text: str) -> str:
+    """Return `text` on one line, without emphasis, links, tables, code, HTML, formulas or headings."""
     text = " ".join(text.split())
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
     text = re.sub(r"^([-+#=>])", r"\\\1", text)
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
 
 
-def quoted(text: str) -> str:
-    """The lines of `text` as a block quotation."""
-    return "\n".join(f"> {escaped(line)}".rstrip() for line in text.splitlines())
+def quote_markdown(text: str) -> str:
+    """Return the lines of `text` as a block quote."""
+    return "\n".join(f"> {escape_markdown(line)}".rstrip() for line in text.splitlines())
 
 
-def code(text: str) -> str:
-    """`text` for between two backticks, where a backtick cannot be escaped."""
+def escape_code(text: str) -> str:
+    """Return `text` for use between two backticks; a backtick cannot be escaped there."""
     return " ".join(text.replace("`", "'").split())

@@ -1,4 +1,4 @@
-"""The model that travels to the Hub: configuration and network, importing nothing of this package."""
+"""Configuration and network of the model. The Hub stores both files: they import nothing of this package."""
 
 from .configuration_tinystories import TinyStoriesConfig
 from .modeling_tinystories import (

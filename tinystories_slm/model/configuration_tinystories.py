@@ -1,6 +1,6 @@
-"""The architecture of a TinyStories model, validated.
+"""Configuration of a TinyStories model, with validation.
 
-This file travels to the Hub beside the weights: it imports nothing of `tinystories_slm`.
+The Hub stores this file with the weights (remote code): it imports nothing of `tinystories_slm`.
 """
 
 from typing import Literal
@@ -21,34 +21,37 @@ _SIZES = (
     "max_position_embeddings",
 )
 
+# Family names in the config.json of earlier versions.
+_EARLIER_FAMILIES = {"gpt": "gpt2", "modern": "llama"}
+
 
 @strict
 class TinyStoriesConfig(PreTrainedConfig):
     """A decoder-only transformer in one of two families.
 
-    - `family="gpt"`: learned positions, LayerNorm, GELU (tanh), a feed-forward layer of 4 x hidden;
+    - `family="gpt2"`: learned positions, LayerNorm, GELU (tanh), a feed-forward layer of 4 x hidden;
       the mathematics of GPT-2 (Radford et al., 2019).
-    - `family="modern"`: rotary positions (Su et al., arXiv 2104.09864), RMSNorm, SwiGLU (Shazeer,
+    - `family="llama"`: rotary positions (Su et al., arXiv 2104.09864), RMSNorm, SwiGLU (Shazeer,
       arXiv 2002.05202), optionally grouped-query attention; the mathematics of Llama, or of Qwen3
-      where `qk_norm` is on.
+      with `qk_norm`.
 
-    Both are pre-norm with tied embeddings by default. The names that nanoGPT users know (`n_layer`,
-    `n_head`, `n_embd`, `block_size`) also work, as arguments and as attributes.
+    Both are pre-norm with tied embeddings by default. nanoGPT's names (`n_layer`, `n_head`, `n_embd`,
+    `block_size`) also work, as arguments and as attributes.
 
     Raises:
-        ValueError: (as huggingface_hub's strict-dataclass error) for a combination that is no
-            transformer, or that no class which transformers ships computes.
+        ValueError: (as huggingface_hub's strict-dataclass error) an invalid combination, or one that no model
+            class of transformers supports.
     """
 
     model_type = "tinystories_slm"
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # its name since 5.24, and before
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # since transformers 5.24, and before
     attribute_map = {
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
         "n_embd": "hidden_size",
         "block_size": "max_position_embeddings",
     }
-    # How to split what both families have; each instance adds what it has besides.
+    # Tensor- and pipeline-parallel plans of the modules of both families; each instance adds its others.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -64,7 +67,7 @@ class TinyStoriesConfig(PreTrainedConfig):
     }
 
     vocab_size: int = 10_000
-    family: Literal["gpt", "modern"] = "gpt"
+    family: Literal["gpt2", "llama", "gpt", "modern"] = "gpt2"
     hidden_size: int = 256
     num_hidden_layers: int = 8
     num_attention_heads: int = 8
@@ -87,7 +90,8 @@ class TinyStoriesConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
-        # What follows is derived from these, so nanoGPT's names have to be in place first.
+        self.family = _EARLIER_FAMILIES.get(self.family, self.family)
+        # Resolve nanoGPT's names first: the defaults below are derived from these fields.
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
@@ -97,19 +101,19 @@ class TinyStoriesConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
             self.intermediate_size = (
-                4 * self.hidden_size if self.family == "gpt" else _swiglu_size(self.hidden_size)
+                4 * self.hidden_size if self.family == "gpt2" else _swiglu_size(self.hidden_size)
             )
         if self.hidden_act is None:
-            self.hidden_act = "gelu_pytorch_tanh" if self.family == "gpt" else "silu"
+            self.hidden_act = "gelu_pytorch_tanh" if self.family == "gpt2" else "silu"
         super().__post_init__(**kwargs)
-        if self.family == "gpt":
-            self.rope_parameters = None  # the parent fills it in for every class that declares it
+        if self.family == "gpt2":
+            self.rope_parameters = None  # the parent class sets it wherever it is declared
         self._set_parallel_plans()
 
     def _set_parallel_plans(self):
-        """Name the modules that this family has; one that is missing would make the plan invalid."""
-        if self.family == "gpt":
-            # Positions are added between two stages, in a place that a pipeline plan cannot name.
+        """Add this family's modules to the plans; a module that does not exist makes a plan invalid."""
+        if self.family == "gpt2":
+            # Positions are added between two stages; a pipeline plan cannot express that.
             self.base_model_pp_plan = None
             return
         self.base_model_tp_plan = self.base_model_tp_plan | {"layers.*.mlp.gate_proj": "colwise"}
@@ -120,7 +124,7 @@ class TinyStoriesConfig(PreTrainedConfig):
             }
 
     def validate_architecture(self):
-        """Run by `@strict` after `__post_init__`."""
+        """Reject invalid combinations; `@strict` calls it after `__post_init__`."""
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
@@ -135,35 +139,37 @@ class TinyStoriesConfig(PreTrainedConfig):
                 f"({self.num_key_value_heads}); change either"
             )
         if not 0.0 <= self.initializer_range <= 1.0:
-            raise ValueError(f"initializer_range ({self.initializer_range}) must lie in [0, 1]; try 0.02")
+            raise ValueError(f"initializer_range ({self.initializer_range}) must be in [0, 1]; use 0.02")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+            raise ValueError(f"dropout ({self.dropout}) must be in [0, 1)")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act ({self.hidden_act!r}) is no activation that transformers knows")
-        self._validate_gpt() if self.family == "gpt" else self._validate_modern()
+            raise ValueError(
+                f"hidden_act ({self.hidden_act!r}) must be an activation of transformers (ACT2FN)"
+            )
+        self._validate_gpt2() if self.family == "gpt2" else self._validate_llama()
 
-    def _validate_gpt(self):
+    def _validate_gpt2(self):
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
                 f"num_key_value_heads ({self.num_key_value_heads}) must equal num_attention_heads "
-                f"({self.num_attention_heads}) in the gpt family, as in GPT-2; use family=modern for "
+                f"({self.num_attention_heads}) in the gpt2 family, as in GPT-2; use family=llama for "
                 "grouped-query attention"
             )
         if self.qk_norm:
             raise ValueError(
-                "qk_norm (True) belongs to the modern family (Qwen3); GPT-2 has none: use family=modern"
+                "qk_norm (True) requires the llama family (Qwen3), as GPT-2 has no QK-norm; use family=llama"
             )
         if self.head_dim * self.num_attention_heads != self.hidden_size:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be hidden_size / num_attention_heads "
-                f"({self.hidden_size} / {self.num_attention_heads}) in the gpt family, as in GPT-2"
+                f"({self.hidden_size} / {self.num_attention_heads}) in the gpt2 family, as in GPT-2"
             )
         if not self.hidden_act.startswith("gelu"):
             raise ValueError(
-                f"hidden_act ({self.hidden_act!r}) must be a GELU in the gpt family; use gelu_pytorch_tanh"
+                f"hidden_act ({self.hidden_act!r}) must be a GELU in the gpt2 family; use gelu_pytorch_tanh"
             )
 
-    def _validate_modern(self):
+    def _validate_llama(self):
         if self.head_dim % 2:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be even for rotary positions; change hidden_size "
@@ -171,22 +177,22 @@ class TinyStoriesConfig(PreTrainedConfig):
             )
         if self.qk_norm and self.bias:
             raise ValueError(
-                "qk_norm (True) with bias (True) maps to no class that transformers ships "
-                "(Qwen3's feed-forward has no biases); turn one of them off"
+                "qk_norm (True) with bias (True) has no class in transformers (Qwen3's feed-forward has no "
+                "biases); set one of them to False"
             )
         if not (self.rope_parameters or {}).get("rope_theta", 1.0) >= 1.0:
             raise ValueError(
-                f"rope_theta ({self.rope_parameters['rope_theta']}) must be at least 1; try 10000"
+                f"rope_theta ({self.rope_parameters['rope_theta']}) must be at least 1; use 10000"
             )
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":
             raise ValueError(
-                f"rope_type ({rope_type!r}) must be 'default': scaled rotary positions are not built in"
+                f"rope_type ({rope_type!r}) must be 'default': scaled rotary positions are not supported"
             )
 
 
 def _swiglu_size(hidden_size: int) -> int:
-    """8/3 x hidden, as three matrices then cost what GPT's two do, rounded up to a multiple of 32."""
+    """8/3 x hidden, rounded up to a multiple of 32: three matrices then cost as much as GPT-2's two."""
     return -(-8 * hidden_size // (3 * 32)) * 32
 
 

@@ -1,9 +1,11 @@
 """The TinyStories model: embedding, pre-norm transformer blocks, head.
 
-This file travels to the Hub beside the weights: it imports nothing of `tinystories_slm` but its
-sibling. Shapes: B batch, T tokens, S tokens seen so far (cache included), C hidden_size, H heads,
-K key-value heads, D head_dim, V vocabulary. Parameters carry Llama's names, so that the modern
-family's state dict loads into `LlamaForCausalLM` (or `Qwen3ForCausalLM`) unchanged.
+The Hub stores this file with the weights (remote code): it imports nothing of `tinystories_slm` except the
+configuration file next to it. Parameters have Llama's names: the state dict of the llama family loads into
+`LlamaForCausalLM` (or `Qwen3ForCausalLM`) unchanged.
+
+Shapes: B batch, T tokens, S tokens including the cached ones, C hidden_size, H heads, K key-value heads,
+D head_dim, V vocabulary.
 """
 
 import dataclasses
@@ -29,16 +31,15 @@ from .configuration_tinystories import TinyStoriesConfig
 
 # transformers 5.24 renamed the key-value cache from `past_key_values` to `cache`: as an argument of
 # `forward()` and of `create_causal_mask()`, as a field of every output, and as what gradient checkpointing
-# clears. The field decides which name this version uses; `_resolve_cache` and this constant are the only
-# places that know both.
+# clears. This constant is the name in the installed version; only it and `_resolve_cache` handle both names.
 CACHE_NAME = (
     "cache"
     if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
     else "past_key_values"
 )
 
-# Arguments beside its own that `forward()` passes on: to the loss, to the attention function, to
-# transformers' recording of hidden states. The second half belongs to continuous batching (`generate_batch`).
+# Extra arguments that `forward()` passes to the loss, to the attention function and to the code that records
+# hidden states. The last two lines belong to continuous batching (`generate_batch`).
 _KNOWN_KWARGS = {
     *TransformersKwargs.__annotations__,
     *("shift_labels", "return_dict", "kernel_options"),
@@ -48,13 +49,13 @@ _KNOWN_KWARGS = {
 
 
 def _resolve_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict) -> Cache | None:
-    """Return the key-value cache, whichever of its two names was used.
+    """Return the key-value cache, passed as `cache` or as `past_key_values`.
 
-    Until transformers 5.23 `cache` is the paged cache of continuous batching, which the attention function
-    reads from its arguments; it is put into `kwargs` there.
+    Until transformers 5.23 `cache` is the paged cache of continuous batching, and the attention function
+    reads it from its arguments; this function then puts it into `kwargs`.
 
     Raises:
-        ValueError: both names hold a cache.
+        ValueError: both arguments hold a cache.
     """
     if cache is not None and CACHE_NAME != "cache":
         kwargs["cache"] = cache
@@ -69,11 +70,11 @@ def _resolve_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: d
 
 
 def _reject_unknown(kwargs: dict, config: TinyStoriesConfig) -> None:
-    """Raise for an argument that nothing reads.
+    """Reject an argument that nothing reads.
 
-    An argument that is ignored because transformers renamed it changes the output without an error: a
-    model that ignored `cache` generated each token from the last one alone. Attention functions that are
-    registered from outside (vLLM's) may declare arguments of their own.
+    If transformers renames an argument and the model ignores it, the output changes without an error: a model
+    that ignored `cache` generated each token from the last one alone. Externally registered attention
+    functions (vLLM's) may declare more arguments.
 
     Raises:
         TypeError: `kwargs` has a name that transformers does not document and attention does not declare.
@@ -88,12 +89,12 @@ def _reject_unknown(kwargs: dict, config: TinyStoriesConfig) -> None:
     if unknown:
         raise TypeError(
             f"forward() got an unexpected keyword argument {', '.join(map(repr, unknown))}; correct its name "
-            "(in a call by transformers itself: this version of it is newer than the model's code)"
+            "(if transformers made the call, its version is newer than the model's code)"
         )
 
 
 class TinyStoriesRMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich, arXiv 1910.07467), computed in float32 as Llama does."""
+    """Root-mean-square norm (Zhang & Sennrich, arXiv 1910.07467), computed in float32 as in Llama."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -103,22 +104,22 @@ class TinyStoriesRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.to(torch.float32)
         x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight * x32.to(x.dtype)).to(x.dtype)  # 16-bit also where autocast has float32 weights
+        return (self.weight * x32.to(x.dtype)).to(x.dtype)  # under autocast the weight is float32
 
 
 def _norm(config: TinyStoriesConfig) -> nn.Module:
-    if config.family == "modern":
+    if config.family == "llama":
         return TinyStoriesRMSNorm(config.hidden_size, config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 
-def rotary_angles(
+def rope_cos_sin(
     config: TinyStoriesConfig, position_ids: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each (B, T, D), of every position's rotary angles.
+    """Return the cosines and sines of the rotary angles (RoPE) of every position, each (B, T, D).
 
-    Computed anew in each forward: a stored table would be a non-persistent buffer, which
-    `from_pretrained` leaves as garbage when it builds the model on the meta device.
+    Each forward computes them: a stored table would be a non-persistent buffer, which `from_pretrained`
+    leaves uninitialized when it builds the model on the meta device.
     """
     exponents = (
         torch.arange(0, config.head_dim, 2, dtype=torch.float, device=position_ids.device) / config.head_dim
@@ -129,11 +130,11 @@ def rotary_angles(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its angle; x is (B, heads, T, D), cos and sin (B, T, D)."""
+def apply_rotary_pos_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + D/2]) by its angle; x is (B, heads, T, D), cos and sin (B, T, D)."""
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return x * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
 
 
 def eager_attention_forward(
@@ -146,11 +147,11 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: the back-end that can return its weights, (B, H, T, S)."""
+    """Compute attention without a fused kernel; also return the attention weights (B, H, T, S)."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:  # a caller's own: True is seen
+    if attention_mask is not None and attention_mask.dtype == torch.bool:  # from the caller; True: attend
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
@@ -160,7 +161,7 @@ def eager_attention_forward(
 
 
 class TinyStoriesAttention(nn.Module):
-    """Causal self-attention, computed by whichever back-end `attn_implementation` names."""
+    """Causal self-attention; `attn_implementation` names the backend."""
 
     def __init__(self, config: TinyStoriesConfig, layer_idx: int):
         super().__init__()
@@ -177,7 +178,7 @@ class TinyStoriesAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.bias)
-        self.o_proj.enters_residual = True
+        self.o_proj.is_residual_projection = True
         if config.qk_norm:
             self.q_norm = TinyStoriesRMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = TinyStoriesRMSNorm(config.head_dim, config.norm_eps)
@@ -200,9 +201,10 @@ class TinyStoriesAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
         if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+            query = apply_rotary_pos_emb(query, *position_embeddings)
+            key = apply_rotary_pos_emb(key, *position_embeddings)
         if cache is not None:
-            # A paged cache (5.24 and newer) reads its indices from `kwargs`.
+            # The paged cache of transformers 5.24 and newer reads its indices from `kwargs`.
             options = {"kwargs": kwargs} if CACHE_NAME == "cache" else {}
             key, value = cache.update(key, value, self.layer_idx, **options)  # (B, K, S, D)
 
@@ -223,16 +225,16 @@ class TinyStoriesAttention(nn.Module):
 
 
 class TinyStoriesMLP(nn.Module):
-    """The feed-forward layer: GELU (gpt) or SwiGLU (modern)."""
+    """Feed-forward layer: GELU (gpt2 family) or SwiGLU (llama family)."""
 
     def __init__(self, config: TinyStoriesConfig):
         super().__init__()
-        self.gated = config.family == "modern"
+        self.gated = config.family == "llama"
         if self.gated:
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
-        self.down_proj.enters_residual = True
+        self.down_proj.is_residual_projection = True
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ class TinyStoriesMLP(nn.Module):
 
 
 class TinyStoriesDecoderLayer(GradientCheckpointingLayer):
-    """One block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
     def __init__(self, config: TinyStoriesConfig, layer_idx: int):
         super().__init__()
@@ -262,7 +264,7 @@ class TinyStoriesDecoderLayer(GradientCheckpointingLayer):
 
 
 class TinyStoriesPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to load, place, split and initialise the model."""
+    """Base class with the attributes by which transformers loads, places, splits and initializes a model."""
 
     config: TinyStoriesConfig
     config_class = TinyStoriesConfig
@@ -279,14 +281,14 @@ class TinyStoriesPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """GPT-2's initialisation: 0.02, and what enters the residual stream divided by sqrt(2 x layers).
+        """Initialize as GPT-2: std 0.02, for residual projections divided by sqrt(2 x layers).
 
-        With `zero_init_residual` that is 0 instead: every block begins as the identity (Goyal et al., arXiv
-        1706.02677, section 5.1; for transformers Zhang et al., Fixup, arXiv 1901.09321).
+        `zero_init_residual` sets residual projections to 0: every block starts as the identity (Goyal et al.,
+        arXiv 1706.02677, section 5.1; for transformers Zhang et al., Fixup, arXiv 1901.09321).
         """
         super()._init_weights(module)
-        # Asked of the linear layer itself: transformers passes over a custom module without own parameters.
-        if getattr(module, "enters_residual", False):
+        # The mark is on the linear layer: transformers skips a custom module without direct parameters.
+        if getattr(module, "is_residual_projection", False):
             if self.config.zero_init_residual:
                 init.zeros_(module.weight)
                 return
@@ -295,14 +297,14 @@ class TinyStoriesPreTrainedModel(PreTrainedModel):
 
 
 class TinyStoriesModel(TinyStoriesPreTrainedModel):
-    """Token ids (B, T) to hidden states (B, T, C)."""
+    """Decoder without a head: token ids (B, T) to hidden states (B, T, C)."""
 
     def __init__(self, config: TinyStoriesConfig):
-        config.validate_architecture()  # it may have been changed since it was made
+        config.validate_architecture()  # the caller may have changed it after construction
         super().__init__(config)
-        # No padding_idx: pad and end of text share an id, and a padding row would never learn.
+        # No padding_idx: pad and end of text share an id, and torch does not train the row of padding_idx.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.family == "gpt":
+        if config.family == "gpt2":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
             TinyStoriesDecoderLayer(config, i) for i in range(config.num_hidden_layers)
@@ -324,27 +326,27 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """Hidden states after the last norm, and the cache where `use_cache`.
+        """Return the hidden states after the final norm, and the cache if `use_cache`.
 
-        `attention_mask` is (B, S), 1 where a token is and 0 where padding is, or a ready (B, 1, T, S) mask.
-        `position_ids` (B, T) are the mask's count of tokens, so that padding moves no token, unless given.
+        `attention_mask` is (B, S), 1 for a token and 0 for padding, or a complete (B, 1, T, S) mask.
+        `position_ids` (B, T) default to the count of tokens in the mask, so that padding shifts no position.
         `cache` and `past_key_values` are two names of one argument (see `CACHE_NAME`).
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`; both names of the cache; gpt: a
-                position past the context.
-            TypeError: an argument that is not used.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; both names of the cache; in the
+                gpt2 family a position past the context.
+            TypeError: an argument that nothing reads.
         """
         cache = _resolve_cache(cache, past_key_values, kwargs)
         _reject_unknown(kwargs, self.config)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         positions_given = position_ids is not None
-        # A paged cache holds many texts and has no length; its caller gives positions.
+        # A paged cache holds many sequences and has no single length; its caller passes position_ids.
         num_past = 0 if cache is None or positions_given else cache.get_seq_length()
         if not positions_given:
             position_ids = self._position_ids(inputs_embeds, attention_mask, num_past)
@@ -354,21 +356,12 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             **{CACHE_NAME: cache},
-            # Given ones are searched for texts packed in a row, for which a device has to be waited.
+            # create_causal_mask() searches position_ids for packed sequences, which forces a device sync.
             position_ids=position_ids if positions_given else None,
         )
-        hidden_states, position_embeddings = inputs_embeds, None
-        if self.config.family == "gpt":
-            self._check_context(position_ids, num_past, positions_given)
-            hidden_states = hidden_states + self.embed_positions(position_ids)
-        device_type = hidden_states.device.type
-        if torch.is_autocast_enabled(device_type):
-            # As in a model loaded in that type; a float32 residual stream would be twice as many bytes.
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
-        if self.config.family == "modern":
-            position_embeddings = rotary_angles(self.config, position_ids, hidden_states.dtype)
-        hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
-
+        hidden_states, position_embeddings = self._block_inputs(
+            inputs_embeds, position_ids, num_past, positions_given
+        )
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -381,46 +374,63 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
+    def _block_inputs(
+        self, inputs_embeds: Tensor, position_ids: Tensor, num_past: int | Tensor, positions_given: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return the input of the first block, and in the llama family the rotary cosines and sines."""
+        hidden_states, position_embeddings = inputs_embeds, None
+        if self.config.family == "gpt2":
+            self._check_context(position_ids, num_past, positions_given)
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):
+            # As in a model loaded in that dtype; a float32 residual stream would take twice the bytes.
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
+        if self.config.family == "llama":
+            position_embeddings = rope_cos_sin(self.config, position_ids, hidden_states.dtype)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+        return hidden_states, position_embeddings
+
     def _position_ids(
         self, inputs_embeds: Tensor, attention_mask: Tensor | None, num_past: int | Tensor
     ) -> Tensor:
-        """(B or 1, T): the place of each token in its own text, padding on the left not counted."""
+        """Return the position of each token in its sequence, without left padding: (B or 1, T)."""
         seen = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + num_past  # (T,)
         if attention_mask is not None and attention_mask.ndim == 2:
-            # (B, S), or longer where a static cache's mask spans its whole length.
+            # (B, S), or wider: the mask of a static cache spans its whole length.
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen]
         return seen.unsqueeze(0)
 
     def _check_context(self, position_ids: Tensor, num_past: int | Tensor, positions_given: bool) -> None:
-        """Refuse a position that has no embedding, wherever looking at positions costs nothing."""
+        """Reject a position without an embedding, unless reading positions would force a device sync."""
         context = self.config.max_position_embeddings
         if torch.compiler.is_compiling():
-            return  # a graph cannot look at its values
+            return  # a compiled graph cannot branch on values
         if position_ids.device.type != "cpu" and (
             positions_given or not isinstance(num_past, int) or num_past + position_ids.shape[1] <= context
         ):
-            return  # an accelerator would wait at each step; `generate()` has looked once, at its start
+            return  # no device sync at each step: `generate()` checked once, at its start
         if position_ids.numel() and (needed := int(position_ids.max()) + 1) > context:
-            raise ValueError(_past_the_context(needed, context))
+            raise ValueError(_context_overflow_message(needed, context))
 
 
-def _past_the_context(needed: int, context: int) -> str:
+def _context_overflow_message(needed: int, context: int) -> str:
     return (
-        f"{needed} tokens do not fit the context of {context} (max_position_embeddings), and this model "
-        "learned one embedding per position; shorten the prompt or lower max_new_tokens"
+        f"{needed} tokens do not fit the context of {context} (max_position_embeddings): this model has one "
+        "learned embedding per position; shorten the prompt or lower max_new_tokens"
     )
 
 
-_IGNORED = -100
-"""The label of a token that is not to be predicted, as everywhere in PyTorch."""
+_IGNORED_LABEL = -100
+"""Label of a token that the loss ignores, PyTorch's default."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The summed cross entropy of labels (N,) under the logits `hidden @ weight.T`, some rows at a time.
+    """Sum of the cross entropy of labels (N,) under the logits `hidden @ weight.T`, in chunks of rows.
 
-    Where the logits are known, so is their gradient, softmax(logits) - one_hot(label): it goes through
-    the head at once, and backward has only to scale (as in Liger's fused loss, arXiv 2410.10989). Products
-    run in the type of `hidden`, all else in float32.
+    Forward also computes the gradient of a chunk's logits, softmax(logits) - one_hot(label), and multiplies
+    it by the head; backward only scales the results (as Liger's fused loss, arXiv 2410.10989). Products run
+    in the dtype of `hidden`, everything else in float32.
     `torch.nn.functional.linear_cross_entropy` takes twice as long on a CPU and rounds a bfloat16 loss.
     """
 
@@ -433,10 +443,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows, targets, rows_grad in zip(
             hidden.split(num_rows), labels.split(num_rows), hidden_grad.split(num_rows), strict=True
         ):
-            counted = (targets != _IGNORED).unsqueeze(1)  # (n, 1)
+            counted = (targets != _IGNORED_LABEL).unsqueeze(1)  # (n, 1)
             targets = targets.clamp(min=0).unsqueeze(1)
             grad = nn.functional.softmax(rows @ head.T, dim=-1, dtype=torch.float32)  # (n, V)
-            smallest = torch.finfo(torch.float32).tiny  # what underflows costs 87 nats, not infinitely many
+            smallest = torch.finfo(torch.float32).tiny  # a probability that underflows costs 87 nats, not inf
             loss -= (grad.gather(1, targets).clamp(min=smallest).log() * counted).sum()
             grad.scatter_add_(1, targets, grad.new_full((), -1.0).expand_as(targets))
             grad = grad.to(hidden.dtype)
@@ -450,42 +460,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, loss_grad: Tensor):
         hidden_grad, weight_grad = ctx.saved_tensors
-        # A product in float32: fp16's scaled loss gradient would not fit fp16.
+        # Multiply in float32: the scaled loss gradient of fp16 training overflows fp16.
         hidden_grad = (hidden_grad * loss_grad).to(hidden_grad.dtype)
         return hidden_grad, weight_grad.mul_(loss_grad).to(ctx.weight_dtype), None, None
 
 
-def rows_at_once(vocab_size: int, device_type: str) -> int:
-    """Rows of logits that `linear_cross_entropy` holds: on a CPU few enough for its caches, elsewhere at
-    most a gigabyte in float32."""
+def loss_chunk_rows(vocab_size: int, device_type: str) -> int:
+    """Rows of logits that `linear_cross_entropy` holds at a time.
+
+    On a CPU they fit its caches; elsewhere they take at most a gigabyte in float32.
+    """
     return 512 if device_type == "cpu" else max(512, 2**28 // vocab_size)
 
 
 def linear_cross_entropy(
     hidden_states: Tensor, weight: Tensor, labels: Tensor, num_items: int | Tensor | None = None
 ) -> Tensor:
-    """What `cross_entropy(hidden_states @ weight.T, labels)` gives, without holding all the logits.
+    """Compute `cross_entropy(hidden_states @ weight.T, labels)` without holding all the logits.
 
-    `hidden_states` (B, T, C) predict `labels` (B, T), -100 is ignored; the sum in nats is divided by
-    `num_items`, or by the number of labels that are not ignored.
+    `hidden_states` (B, T, C) predict `labels` (B, T); -100 is ignored. The sum in nats is divided by
+    `num_items`, by default the number of labels that are not ignored.
     """
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C)
     labels = labels.reshape(-1).to(hidden_states.device)
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-    num_rows = rows_at_once(weight.shape[0], hidden_states.device.type)
+    num_rows = loss_chunk_rows(weight.shape[0], hidden_states.device.type)
     loss = _LinearCrossEntropy.apply(hidden_states, weight, labels, num_rows)
-    return loss / ((labels != _IGNORED).sum() if num_items is None else num_items)
+    return loss / ((labels != _IGNORED_LABEL).sum() if num_items is None else num_items)
 
 
 class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
-    """Token ids (B, T) to next-token logits (B, T, V), and their loss."""
+    """Causal language model: token ids (B, T) to next-token logits (B, T, V), and their loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
-    # How `loss_only` computes it; one may be put in its place that does so faster.
+    # The loss of `loss_only`; a faster implementation may replace it.
     linear_loss = staticmethod(linear_cross_entropy)
 
     def __init__(self, config: TinyStoriesConfig):
@@ -493,8 +505,8 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         self.model = TinyStoriesModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.family == "gpt":
-            # Where nobody says how long, a text ends at the context; a pipeline would ask for 256 new tokens.
+        if config.family == "gpt2":
+            # Default length: the context. A pipeline would otherwise request 256 new tokens.
             self.generation_config.max_length = config.max_position_embeddings
         self.post_init()
 
@@ -513,15 +525,15 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """Logits of the next token after each of `input_ids`, and the loss where `labels` are given.
+        """Return the logits of the token after each of `input_ids`, and the loss if `labels` are given.
 
         `cache` and `past_key_values` are two names of one argument (see `CACHE_NAME`).
-        `labels` (B, T) are unshifted, usually equal to `input_ids`; -100 is ignored. The loss is in
-        nats per predicted token: their mean, or with `num_items_in_batch` their sum divided by it.
-        `shift_labels` (B, T) are labels that are shifted already.
-        `logits_to_keep` computes only the last so many logits (0: all), or those at the given positions.
-        `loss_only`, for training, gives the loss over all of `labels` and no logits: those of a whole
-        batch, the largest tensor of a small model, then never exist. The loss can be differentiated once.
+        `labels` (B, T) are unshifted, usually equal to `input_ids`; -100 is ignored. The loss is the mean in
+        nats per predicted token, or with `num_items_in_batch` the sum divided by it.
+        `shift_labels` (B, T) are labels that are already shifted.
+        `logits_to_keep` is the number of last positions to compute logits of (0: all), or their indices.
+        `loss_only`, for training, returns the loss over all of `labels` and no logits: the logits of a whole
+        batch, the largest tensor of a small model, are never stored. The loss can be differentiated once.
         """
         cache = _resolve_cache(cache, past_key_values, kwargs)
         outputs: BaseModelOutputWithPast = self.model(
@@ -533,7 +545,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: cache},
             **kwargs,
         )
-        passed_on = {
+        shared = {
             CACHE_NAME: getattr(outputs, CACHE_NAME),
             "hidden_states": outputs.hidden_states,
             "attentions": outputs.attentions,
@@ -545,19 +557,19 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
             loss = self.linear_loss(
                 hidden_states, self.lm_head.weight, targets, kwargs.get("num_items_in_batch")
             )
-            return CausalLMOutputWithPast(loss=loss, **passed_on)
+            return CausalLMOutputWithPast(loss=loss, **shared)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])  # (B, T or kept, V)
         loss = None
         if labels is not None:
-            # The library's causal loss shifts the labels by one and sums in float32.
+            # transformers' causal loss shifts the labels by one and sums in float32.
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **shared)
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
-        # The context is no length that anybody asked for: no clash, to be warned of, with `max_new_tokens`.
+        # A max_length equal to the context is our default: do not warn that it conflicts with max_new_tokens.
         is_default = generation_config.max_length in (None, self.config.max_position_embeddings)
         if generation_config.max_new_tokens is not None:
             has_default_max_length = has_default_max_length or is_default
@@ -568,19 +580,20 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        """Refuse, before the first token, a text that outgrows learned positions.
+        """Reject, before the first token, a length past the learned positions.
 
-        `generate()` calls it once, and here it first knows both how long the text may get and where
-        its prompts stand: padding takes no position.
+        `generate()` calls this method once, the first place where both the maximum length and the positions
+        of the prompts, without padding, are known.
         """
         position_ids = model_kwargs.get("position_ids")  # (B, T)
-        if self.config.family == "gpt" and position_ids is not None:
-            num_new_tokens = max_cache_length + 1 - position_ids.shape[-1]  # the cache lacks the last one
+        if self.config.family == "gpt2" and position_ids is not None:
+            # The cache never holds the last token: + 1.
+            num_new_tokens = max_cache_length + 1 - position_ids.shape[-1]
             num_prompt_tokens, context = int(position_ids.max()) + 1, self.config.max_position_embeddings
             if num_prompt_tokens + num_new_tokens > context:
                 raise ValueError(
                     f"a prompt of {num_prompt_tokens} tokens and max_new_tokens ({num_new_tokens}): "
-                    + _past_the_context(num_prompt_tokens + num_new_tokens, context)
+                    + _context_overflow_message(num_prompt_tokens + num_new_tokens, context)
                 )
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

@@ -1,4 +1,4 @@
-"""Muon, many matrices at once."""
+"""Muon optimizer, batched over matrices of equal shape."""
 
 from collections import defaultdict
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) with matrices of a shape stacked.
+    """torch's Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon), batched over equal shapes.
 
-    A small model has dozens of small matrices, and one after the other most of the time is not spent
-    multiplying them. `dtype` is that of the orthogonalization: torch's is always bfloat16, which some
-    processors multiply slower than float32. An update has AdamW's size, torch's `match_rms_adamw`
-    (Liu et al., arXiv 2502.16982). State and what a checkpoint holds are torch's.
+    A small model has dozens of small matrices. If they are updated one by one, most of the time is not
+    spent on multiplication. `dtype` is the type of the orthogonalization. torch's is always bfloat16,
+    which some processors multiply slower than float32. An update has AdamW's RMS, as with torch's
+    `match_rms_adamw` (Liu et al., arXiv 2502.16982). The optimizer state, also in checkpoints, is torch's.
     """
 
     def __init__(self, params, *, dtype: torch.dtype, **options) -> None:
@@ -21,6 +21,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Update every weight that has a gradient; `closure` is ignored."""
         for group in self.param_groups:
             weights, grads, momenta = [], [], []
             self._init_group(group, weights, grads, momenta)
@@ -30,12 +31,12 @@ class Muon(torch.optim.Muon):
             updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
             stacks = defaultdict(list)
             for weight, update in zip(weights, updates, strict=True):
-                upright = weight.shape[0] > weight.shape[1]
+                is_tall = weight.shape[0] > weight.shape[1]
                 stacks[tuple(sorted(weight.shape))].append(
-                    (weight.T, update.T) if upright else (weight, update)
+                    (weight.T, update.T) if is_tall else (weight, update)
                 )
             for (_, longer), pairs in stacks.items():
-                stacked = orthogonalized(
+                stacked = newton_schulz(
                     torch.stack([update for _, update in pairs]).to(self.dtype),
                     coefficients=group["ns_coefficients"],
                     steps=group["ns_steps"],
@@ -47,10 +48,10 @@ class Muon(torch.optim.Muon):
                     weight.add_(update, alpha=-lr)
 
 
-def orthogonalized(
+def newton_schulz(
     matrices: Tensor, *, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Each of `matrices` (n, rows, columns >= rows), singular values drawn near 1 by Newton-Schulz steps."""
+    """Move the singular values of each matrix (n, rows, columns >= rows) near 1 by Newton-Schulz steps."""
     a, b, c = coefficients
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):

@@ -1,111 +1,116 @@
-"""A run: model, optimizers, data and records, built from the configuration or from a checkpoint."""
+"""Training run: model, optimizers, data and recorder, built from the configuration or a checkpoint."""
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    set_seed,
-)
+from accelerate.utils import DistributedType, set_seed
 from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.prepare import open_tokens, prepared
+from tinystories_slm.data.packing import PackedDataset, iter_documents
+from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
-from tinystories_slm.data.windows import Windows, read_stories
+from tinystories_slm.hardware.malloc import tune_malloc
+from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.training.averaging import WeightAverage
+from tinystories_slm.model_costs import flops_per_token
+from tinystories_slm.runs.console import ProgressDisplay, Stopwatch
+from tinystories_slm.runs.recorder import RunRecorder
+from tinystories_slm.runs.records import entropy_per_token
+from tinystories_slm.runs.run_dir import RunDir
+from tinystories_slm.runs.trackers import Tracker, tracker_options
+from tinystories_slm.training.builder import prepare_to_train
 from tinystories_slm.training.checkpoints import (
-    Progress,
+    TrainState,
     check_same_data,
     check_same_run,
     checkpoints,
+    latest_valid_checkpoint,
     load_checkpoint,
-    newest_intact,
     read_progress,
 )
-from tinystories_slm.training.failures import plainly
-from tinystories_slm.training.fused import fuse
-from tinystories_slm.training.initial import load_initial_weights
-from tinystories_slm.training.optim import build_optimizers
-from tinystories_slm.training.processes import (
+from tinystories_slm.training.distributed import (
+    broadcast_from_main,
     build_accelerator,
-    decided_by_first,
-    expect_answers,
     main_process_first,
+    set_step_timeout,
 )
+from tinystories_slm.training.ema import EMA
+from tinystories_slm.training.environment import write_environment
+from tinystories_slm.training.initialization import load_initial_weights
+from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.run_folder import (
     check_resume,
-    claim_run_folder,
-    leave_run_folder,
-    prepare_run_folder,
-    run_of,
+    lock_run_dir,
+    prepare_run_dir,
+    release_run_dir,
+    run_dir_of,
 )
+from tinystories_slm.training.run_plan import log_run_plan
+from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import peak_lr
-from tinystories_slm.training.settings import Settings
-from tinystories_slm.training.sharding import whole_model
+from tinystories_slm.training.sharding import unsharded_copy
 from tinystories_slm.training.signals import StopRequest
-from tinystories_slm.training.watching.display import Display, Stopwatch, announce
-from tinystories_slm.training.watching.environment import write_environment
-from tinystories_slm.training.watching.estimate import Peak, flops_per_token, peak_flops, utilisation
-from tinystories_slm.training.watching.record import entropy_per_token
-from tinystories_slm.training.watching.trackers import Tracker, tracker_options
-from tinystories_slm.training.watching.tracking import RunRecord
 
 
 @dataclass
-class Run:
-    """A run at `progress.step`; see `start_run`."""
+class TrainingRun:
+    """A run at optimizer step `progress.step`; `start_run` builds it."""
 
     config: RunConfig
     accelerator: Accelerator
-    settings: Settings
-    """What every `auto` of `config` stands for here."""
+    runtime: RuntimeSettings
+    """Resolved value of every `auto` in `config`."""
     tokenizer: PreTrainedTokenizerBase
-    windows: Windows
+    dataset: PackedDataset
     validation: list[np.ndarray]
-    """Token ids of the validation stories."""
+    """Token ids of the validation stories, one int64 array (story_length,) each."""
     model: TinyStoriesForCausalLM
-    """The model itself: to save, to evaluate, to tell stories."""
+    """The model itself: to save, evaluate and generate."""
     prepared_model: nn.Module
-    """The same as Accelerate wrapped it: to train."""
+    """`model` as wrapped by Accelerate: to train."""
     optimizers: list[torch.optim.Optimizer]
-    average: WeightAverage | None
-    """Of the weights, where `train.ema_decay` asks for one."""
-    progress: Progress
-    record: RunRecord
-    display: Display
-    peak: Peak
-    """Of the device of this process."""
+    ema: EMA | None
+    """Moving average of the weights; None if `train.ema_decay` is null."""
+    progress: TrainState
+    recorder: RunRecorder
+    display: ProgressDisplay
+    peak_flops: PeakFlops
+    """Peak FLOP/s of this process's device."""
     lock: FileLock
-    """Of the run folder, held until `close`."""
+    """Lock of the run directory, held until `close`."""
     started_s: float
-    """When this session began, by `time.perf_counter`, less the seconds of the sessions before it."""
+    """Start of this session by `time.perf_counter`, minus the seconds of earlier sessions."""
     stop: StopRequest = field(default_factory=StopRequest)
     stop_agreed: bool = False
-    """Whether every process knows that one of them was asked to stop."""
+    """Whether every process has received that one of them has a stop request."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    timed_from: int = 0
-    """The step at which `stopwatch` was started; steps of an earlier session took none of its time."""
+    timer_start_step: int = 0
+    """Step at the last start of `stopwatch`; steps of an earlier session do not count for the speed."""
     seconds_per_token: float = 0.0
-    """Of training, over the steps of the last log; 0 before it."""
+    """Training time per token between the last two log lines; 0 before the first."""
     local_losses: list[torch.Tensor] = field(default_factory=list)
-    """This process's, one a step, still on the device (reading one would wait for it)."""
-    unread_finite: list[torch.Tensor] = field(default_factory=list)
-    """Whether each step since the last log or save had a finite gradient, where that waits on the device."""
+    """Loss of this process for each unlogged step, on the device: reading one would force a sync."""
+    pending_finite_flags: list[torch.Tensor] = field(default_factory=list)
+    """Per step since the last log or save: whether the gradient was finite, on the device.
+
+    Empty if `checks_grad_on_host`.
+    """
 
     @property
-    def reads_each_step(self) -> bool:
-        """Whether the loop looks at each gradient's norm, for which an accelerator would have to be waited.
+    def checks_grad_on_host(self) -> bool:
+        """Whether to check the gradient norm on the host each step, which forces a device sync.
 
-        It need not where AdamW alone trains: it takes from the device whether to step (see
-        `loop._skip_unless_finite`). Muon cannot, and under FSDP and with fp16's scaler others decide.
+        Not needed for AdamW alone, whose fused kernel skips non-finite steps on the device (see
+        `loop._should_skip_step`). Muon cannot do that. With FSDP and with the fp16 gradient scaler, other
+        code decides whether to skip.
         """
         accelerator = self.accelerator
         return (
@@ -117,171 +122,210 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Training tokens read so far."""
+        """Number of training tokens processed so far."""
         return self.progress.step * self.tokens_per_step
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens per optimizer step over all processes."""
         return self.config.train.batch_size * self.config.data.seq_len
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate at the end of the warm-up."""
+        """Learning rate at the end of the warm-up."""
         width = self.config.model.hidden_size
         return peak_lr(self.config.train, hidden_size=width, tokens_per_step=self.tokens_per_step)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds over all sessions, to this moment."""
+        """Wall-clock seconds over all sessions, up to now."""
         return time.perf_counter() - self.started_s
 
     @property
-    def closing_seconds(self) -> float:
-        """What the end of the run will take, going by the last evaluation and the last save.
+    def estimated_final_seconds(self) -> float:
+        """Estimated seconds of the final evaluation and save, equal to the last ones.
 
-        Before there was one: an evaluation reads each token forward, a third of what training does to it.
+        Before the first evaluation, one is estimated as a forward pass over the validation tokens: a
+        third of the training cost per token.
         """
         evaluation_s = self.progress.evaluation_seconds
         if not evaluation_s:
             evaluation_s = self.seconds_per_token / 3 * sum(map(len, self.validation))
         return evaluation_s + self.progress.saving_seconds
 
-    def utilisation(self, tokens_per_second: float) -> float:
-        """Model-FLOP utilisation at this speed; see `estimate.utilisation`."""
+    def mfu(self, tokens_per_second: float) -> float:
+        """Return the model-FLOP utilization at this speed; see `hardware.peak.mfu`."""
         per_token = flops_per_token(self.model.config, self.config.data.seq_len)
         num_processes = self.accelerator.num_processes
-        share = utilisation(tokens_per_second, per_token, self.peak, num_processes=num_processes)
-        if share <= 1.0 or not self.peak.measured:
-            return share
-        # More than all: something else had the machine while the peak was measured.
-        again = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
-        self.peak = max(self.peak, again, key=lambda peak: peak.flops_per_second)
+        return mfu(tokens_per_second, per_token, self.peak_flops, num_processes=num_processes)
+
+    def remeasure_peak(self) -> None:
+        """Measure the peak FLOP/s again, keep the higher value and record it in environment.json.
+
+        For a first measurement that another program disturbed.
+        """
+        new_peak = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
+        self.peak_flops = max(self.peak_flops, new_peak, key=lambda peak: peak.flops_per_second)
         if self.accelerator.is_main_process:
-            write_environment(self.config.output_dir, self.accelerator, self.settings, self.peak)
-        return utilisation(tokens_per_second, per_token, self.peak, num_processes=num_processes)
+            write_environment(self.config.output_dir, self.accelerator, self.runtime, self.peak_flops)
 
-    def model_to_keep(self) -> TinyStoriesForCausalLM:
-        """What is evaluated and saved to best/ and last/: the averaged weights where there are such, else
-        the model itself; whole, so every process has to call this."""
-        return self.average.model if self.average else whole_model(self.model)
+    def eval_model(self) -> TinyStoriesForCausalLM:
+        """Return the model to evaluate and to save to best/ and last/, unsharded.
 
-    def due(self, every: int) -> bool:
-        """Whether something that happens `every` so many steps, and at the end, happens now."""
+        It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
+        sharded model is gathered.
+        """
+        return self.ema.model if self.ema else unsharded_copy(self.model)
+
+    def is_due(self, every: int) -> bool:
+        """Whether an action that runs every `every` steps, and at the end, runs at this step."""
         return self.progress.step % every == 0 or self.progress.finished
 
     def close(self) -> None:
-        """Give the run folder free."""
+        """Close the display and the recorder, and unlock the run directory."""
         self.display.close()
-        self.record.close()
+        self.recorder.close()
         self.lock.release()
 
 
-def start_run(config: RunConfig) -> Run:
-    """Data, model and optimizer, at the first step or where a checkpoint stands.
+class _TrainingData(NamedTuple):
+    manifest: Manifest
+    tokenizer: PreTrainedTokenizerBase
+    dataset: PackedDataset
+    validation_tokens: np.ndarray
+    """Memory map (num_tokens,) of the validation split."""
 
-    Whatever can be wrong is refused before the data are prepared and before anything is overwritten.
+
+def start_run(config: RunConfig) -> TrainingRun:
+    """Build the data, model and optimizers of a run, new or restored from a checkpoint.
+
+    All checks of the configuration and the run directory run before data preparation and before the
+    first write.
+
+    Raises:
+        UserError: the configuration, the run directory, the data or the checkpoint is invalid.
     """
-    began_s = time.perf_counter()
-    accelerator, settings = build_accelerator(config, **tracker_options(config))
-    lock = FileLock(config.output_dir / "run.lock", blocking=False)
-    checkpoint = decided_by_first(accelerator, lambda: claim_run_folder(config, lock))
+    session_start_s = time.perf_counter()
+    tune_malloc()
+    accelerator, runtime = build_accelerator(config, **tracker_options(config))
+    lock = FileLock(RunDir(config.output_dir).lock, blocking=False)
+    checkpoint = broadcast_from_main(accelerator, lambda: lock_run_dir(config, lock))
     try:
-        return _build_run(config, accelerator, settings, lock, checkpoint, began_s)
+        return _build_run(config, accelerator, runtime, lock, checkpoint, session_start_s)
     except BaseException:
         if lock.is_locked:
-            leave_run_folder(config.output_dir, lock)
+            release_run_dir(config.output_dir, lock)
         raise
 
 
-def _build_run(
-    config: RunConfig,
-    accelerator: Accelerator,
-    settings: Settings,
-    lock: FileLock,
-    checkpoint: Path | None,
-    began_s: float,
-) -> Run:
-    args = config.train
-    manifest = main_process_first(accelerator, lambda: prepared(config.data, config.tokenizer))
-    expect_answers(accelerator)
-    if checkpoint:
-        check_same_data(manifest, run_of(checkpoint))
-    tokenizer = load_tokenizer(str(config.data.data_dir / "tokenizer"))
-    windows = Windows(
-        config.data.data_dir / "train.bin",
-        token_dtype=manifest.token_dtype,
-        seq_len=config.data.seq_len,
-        seed=args.seed,
-        eos_token_id=manifest.eos_token_id if config.data.windows == "story" else None,
-    )
-    validation = open_tokens(config.data.data_dir, "validation", manifest)
-
-    set_seed(args.seed)
-    model_config = config.model_config(vocab_size=manifest.vocab_size, eos_token_id=manifest.eos_token_id)
-    if config.model.init_from and not checkpoint:
-        model = load_initial_weights(config.model.init_from, model_config, tokenizer)
-    else:
-        model = TinyStoriesForCausalLM(model_config)
-    model.set_attn_implementation(settings.attention)
-    average = WeightAverage(model, args.ema_decay) if args.ema_decay is not None else None
-    if settings.fused:
-        fuse(model)
-    if settings.compiled:
-        for layer in model.model.layers:
-            layer.compile()  # in place: every name and every saved file stays as it is without
-    optimizers = build_optimizers(model, args, precision=settings.precision)
-    prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
-    if average:
-        average.model.to(accelerator.device)
-    progress = Progress()
-    if checkpoint:
-        load_checkpoint(accelerator, checkpoint, average)
-        progress = read_progress(checkpoint)
-    with plainly(config, settings):
-        if accelerator.is_main_process:
-            prepare_run_folder(config, manifest, checkpoint, progress)
-        accelerator.wait_for_everyone()
-
-        peak = peak_flops(accelerator.device, accelerator.mixed_precision)
-        if accelerator.is_main_process:
-            write_environment(config.output_dir, accelerator, settings, peak)
-            announce(config, accelerator, settings, model_config, manifest, peak, step=progress.step)
-        return Run(
-            config=config,
-            accelerator=accelerator,
-            settings=settings,
-            tokenizer=tokenizer,
-            windows=windows,
-            validation=list(read_stories(validation, manifest.eos_token_id, limit=args.eval_stories)),
-            model=model,
-            prepared_model=prepared_model,
-            optimizers=optimizers,
-            average=average,
-            progress=progress,
-            record=RunRecord(
-                config.output_dir,
-                step=progress.step,
-                entropy=entropy_per_token(manifest),
-                written=accelerator.is_main_process,
-                tracker=Tracker(accelerator, config, step=progress.step),
-            ),
-            display=Display(args.max_steps, first_step=progress.step, shown=accelerator.is_main_process),
-            peak=peak,
-            lock=lock,
-            started_s=began_s - progress.seconds,
-            timed_from=progress.step,
-        )
-
-
-def finished(config: RunConfig) -> bool:
-    """Whether the run folder holds this very run, trained to its end, and it is not to start over.
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run directory holds this run, already finished, and `train.resume` keeps it.
 
     Raises:
-        InputError: it holds another run, or an older checkpoint of it is asked for.
+        UserError: it holds another run, or `train.resume` is an older checkpoint of it.
     """
     check_resume(config)
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)
-    newest = newest_intact(config.output_dir)
+    newest = latest_valid_checkpoint(config.output_dir)
     return newest is not None and read_progress(newest).finished
+
+
+def _build_run(
+    config: RunConfig,
+    accelerator: Accelerator,
+    runtime: RuntimeSettings,
+    lock: FileLock,
+    checkpoint: Path | None,
+    session_start_s: float,
+) -> TrainingRun:
+    args, is_main = config.train, accelerator.is_main_process
+    data = _open_data(config, accelerator, checkpoint)
+    set_seed(args.seed)
+    model = _build_model(config, data, checkpoint)
+    ema, optimizers = prepare_to_train(model, args, runtime)
+    prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
+    if ema:
+        ema.model.to(accelerator.device)
+    progress = TrainState()
+    if checkpoint:
+        load_checkpoint(accelerator, checkpoint, ema)
+        progress = read_progress(checkpoint)
+    with translate_machine_errors(config, runtime):
+        if is_main:
+            prepare_run_dir(config, data.manifest, checkpoint, progress)
+        accelerator.wait_for_everyone()
+
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+        if is_main:
+            write_environment(config.output_dir, accelerator, runtime, peak)
+            log_run_plan(config, accelerator, runtime, model.config, data.manifest, peak, step=progress.step)
+        eos_token_id = data.manifest.eos_token_id
+        return TrainingRun(
+            config=config,
+            accelerator=accelerator,
+            runtime=runtime,
+            tokenizer=data.tokenizer,
+            dataset=data.dataset,
+            validation=list(iter_documents(data.validation_tokens, eos_token_id, limit=args.eval_stories)),
+            model=model,
+            prepared_model=prepared_model,
+            optimizers=optimizers,
+            ema=ema,
+            progress=progress,
+            recorder=_build_recorder(config, accelerator, data.manifest, step=progress.step),
+            display=ProgressDisplay(args.max_steps, first_step=progress.step, enabled=is_main),
+            peak_flops=peak,
+            lock=lock,
+            started_s=session_start_s - progress.seconds,
+            timer_start_step=progress.step,
+        )
+
+
+def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | None) -> _TrainingData:
+    """Prepare the data, main process first, and open them.
+
+    Raises:
+        UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
+    """
+    data_dir = config.data.data_dir
+    manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
+    set_step_timeout(accelerator)
+    if checkpoint:
+        check_same_data(manifest, run_dir_of(checkpoint))
+    tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
+    dataset = PackedDataset(
+        data_dir / "train.bin",
+        token_dtype=manifest.token_dtype,
+        seq_len=config.data.seq_len,
+        seed=config.train.seed,
+        eos_token_id=manifest.eos_token_id if config.data.packing == "document" else None,
+    )
+    return _TrainingData(
+        manifest=manifest,
+        tokenizer=tokenizer,
+        dataset=dataset,
+        validation_tokens=open_tokens(data_dir, "validation", manifest),
+    )
+
+
+def _build_model(config: RunConfig, data: _TrainingData, checkpoint: Path | None) -> TinyStoriesForCausalLM:
+    """Build the model with random weights, or those of `model.init_from` in a new run."""
+    vocab_size, eos_token_id = data.manifest.vocab_size, data.manifest.eos_token_id
+    model_config = config.model_config(vocab_size=vocab_size, eos_token_id=eos_token_id)
+    if config.model.init_from and not checkpoint:
+        return load_initial_weights(config.model.init_from, model_config, data.tokenizer)
+    return TinyStoriesForCausalLM(model_config)
+
+
+def _build_recorder(
+    config: RunConfig, accelerator: Accelerator, manifest: Manifest, *, step: int
+) -> RunRecorder:
+    return RunRecorder(
+        config.output_dir,
+        step=step,
+        entropy=entropy_per_token(manifest),
+        enabled=accelerator.is_main_process,
+        tracker=Tracker(accelerator, config, step=step),
+    )

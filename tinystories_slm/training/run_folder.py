@@ -1,4 +1,4 @@
-"""The run folder: claiming it, finding where to go on, and clearing it for a new run."""
+"""The run directory: lock it, find the checkpoint to resume, and prepare it for a run."""
 
 import math
 import os
@@ -9,182 +9,192 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
-from tinystories_slm.data.artifacts import finished_file
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.errors import InputError
-from tinystories_slm.model_folder import restore_folder
+from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import atomic_write, recover_directory
+from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import (
     MANIFEST,
-    Progress,
+    TrainState,
     check_same_run,
     checkpoints,
-    damage_of,
-    newest_intact,
+    latest_valid_checkpoint,
     read_progress,
+    verify_checkpoint,
 )
 
-_FOLDERS = ("checkpoints", "best", "last")
-_RECORDS = (
-    "config.yaml",  # first: without it the rest is no run's
-    "metrics.jsonl",
-    "samples.md",
-    "loss.png",
-    "report.html",
-    "environment.json",
-    "tracker.json",
-    "evaluation.json",
-    "stories.jsonl",
+_NAMES = RunDir(Path())
+_DIRECTORIES = tuple(path.name for path in (_NAMES.checkpoints, _NAMES.best, _NAMES.last))
+_FILES = tuple(
+    path.name
+    for path in (
+        _NAMES.config,  # deleted first: without it, the rest does not count as a run
+        _NAMES.metrics,
+        _NAMES.samples,
+        _NAMES.loss_plot,
+        _NAMES.report,
+        _NAMES.environment,
+        _NAMES.tracker,
+        _NAMES.evaluation,
+        _NAMES.stories,
+    )
 )
 
 
-def claim_run_folder(config: RunConfig, lock: FileLock) -> Path | None:
-    """Lock the run folder, and find the checkpoint to go on from.
+def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
+    """Lock the run directory and return the checkpoint to resume; None for a new run.
 
     Raises:
-        InputError: another run is in it, it is none of ours, or its checkpoints do not fit or are damaged.
+        UserError: another process uses the directory, it is not a run directory, or its checkpoints are
+            damaged or of another configuration.
     """
     run_dir, resume = config.output_dir, config.train.resume
-    _check_run_folder(run_dir)
+    _check_run_dir(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(
-            f"output_dir ({run_dir}) is in use: another process trains there; wait for it, stop it, or "
-            "choose another --output_dir"
+        raise UserError(
+            f"output_dir ({run_dir}) is in use by another process; wait for it, stop it, or choose "
+            "another --output_dir"
         ) from None
     try:
         for name in ("best", "last"):
-            restore_folder(run_dir / name)
+            recover_directory(run_dir / name)
         if resume == "never":
             return None
         if checkpoints(run_dir):
             check_same_run(config, run_dir)
-            return newest_intact(run_dir)
-        _check_nothing_is_lost(config)
+            return latest_valid_checkpoint(run_dir)
+        _check_models_not_overwritten(config)
         return None if resume == "auto" else _named_checkpoint(Path(resume), config)
     except BaseException:
-        leave_run_folder(run_dir, lock)
+        release_run_dir(run_dir, lock)
         raise
 
 
-def leave_run_folder(run_dir: Path, lock: FileLock) -> None:
-    """Give it free, and remove it if a refused run has made it and nothing else."""
-    # While it is still locked: afterwards it may be another's.
-    if [path.name for path in run_dir.iterdir()] == ["run.lock"]:
+def release_run_dir(run_dir: Path, lock: FileLock) -> None:
+    """Unlock the run directory, and delete it if it contains nothing but the lock file."""
+    # Delete before unlocking: afterwards another process may have locked it.
+    if [path.name for path in run_dir.iterdir()] == [_NAMES.lock.name]:
         shutil.rmtree(run_dir)
     lock.release()
 
 
 def check_resume(config: RunConfig) -> None:
-    """Refuse a `train.resume` that would be passed over, as the run folder goes on from its newest.
+    """Check that `train.resume` does not name an older checkpoint of the run directory itself.
+
+    The run directory always resumes from its newest checkpoint, so the option would have no effect.
 
     Raises:
-        InputError: it names an older checkpoint of the run folder itself.
+        UserError: it names an older checkpoint.
     """
     found = checkpoints(config.output_dir)
     if config.train.resume in ("auto", "never") or not found:
         return
     named = Path(config.train.resume).resolve()
-    if named != found[-1].resolve() and run_of(named) == config.output_dir.resolve():
-        raise InputError(
+    if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
+        raise UserError(
             f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
-            f"({config.output_dir}), where the run goes on from with auto; to go on from this one choose "
-            "another --output_dir"
+            f"({config.output_dir}), which auto resumes; to resume from this one, choose another --output_dir"
         )
 
 
-def _check_nothing_is_lost(config: RunConfig) -> None:
-    """Refuse to start over, unasked, in a folder whose models are all that is left of a run.
+def _check_models_not_overwritten(config: RunConfig) -> None:
+    """Check that a new run would not overwrite the models of a run whose checkpoints were deleted.
 
     Raises:
-        InputError: it is another run, or its checkpoints were taken away.
+        UserError: the models are of another run, or of this run without its checkpoints directory.
     """
     run_dir = config.output_dir
     if not any((run_dir / name).exists() for name in ("best", "last")):
         return
     check_same_run(config, run_dir)
-    if not (run_dir / "checkpoints").exists():  # which a run makes as it begins
-        raise InputError(
-            f"output_dir ({run_dir}) holds a trained model and no checkpoints to go on from; choose another "
-            "--output_dir, or replace it with --train.resume never"
+    if not (run_dir / "checkpoints").exists():  # a run creates it at its start
+        raise UserError(
+            f"output_dir ({run_dir}) holds a trained model but no checkpoints to resume; choose another "
+            "--output_dir, or replace the model with --train.resume never"
         )
 
 
 def _named_checkpoint(path: Path, config: RunConfig) -> Path:
-    """The checkpoint that `train.resume` names: of another run folder, to branch off from it.
+    """Return the checkpoint that `train.resume` names, of another run directory to branch from.
 
     Raises:
-        InputError: it is none, damaged, or of another configuration.
+        UserError: it is not a checkpoint, is damaged, or has another configuration.
     """
     if not re.fullmatch(r"step_\d+", path.name) or not path.is_dir():
-        raise InputError(
+        raise UserError(
             f"train.resume ({path}) must be auto, never, or a checkpoint such as "
             "runs/9m/checkpoints/step_002000"
         )
-    if damage := damage_of(path):
-        raise InputError(f"train.resume ({path}) is damaged: {damage}; name another checkpoint")
-    check_same_run(config, run_of(path))
+    if damage := verify_checkpoint(path):
+        raise UserError(f"train.resume ({path}) is damaged: {damage}; name another checkpoint")
+    check_same_run(config, run_dir_of(path))
     return path
 
 
-def run_of(checkpoint: Path) -> Path:
+def run_dir_of(checkpoint: Path) -> Path:
+    """Return the run directory that contains `checkpoint`."""
     return checkpoint.absolute().parent.parent
 
 
-def prepare_run_folder(
-    config: RunConfig, manifest: Manifest, checkpoint: Path | None, progress: Progress
+def prepare_run_dir(
+    config: RunConfig, manifest: Manifest, checkpoint: Path | None, progress: TrainState
 ) -> None:
-    """An empty folder for a new run, the other run's history for a branch, as it is for a resumed one."""
+    """Prepare the run directory: empty for a new run, with the history of the other run for a branch.
+
+    If the run resumes its own checkpoint, only config.yaml is written again.
+    """
     run_dir = config.output_dir
-    resumed = checkpoint is not None and run_of(checkpoint) == run_dir.absolute()
+    resumed = checkpoint is not None and run_dir_of(checkpoint) == run_dir.absolute()
     if not resumed:
-        _clear(run_dir)
-    # First, as `_check_run_folder` asks for it; and never half of it, or the run would be another's.
-    with finished_file(run_dir / "config.yaml") as path:
+        _delete_previous_run(run_dir)
+    # First, because `_check_run_dir` requires it. Atomically: half a file would be another configuration.
+    with atomic_write(RunDir(run_dir).config) as path:
         save_config(config, path)
     if not resumed:
-        (run_dir / "checkpoints").mkdir()
+        RunDir(run_dir).checkpoints.mkdir()
         if checkpoint:
-            _copy_history(run_of(checkpoint), run_dir, progress)
+            _copy_history(run_dir_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
 
 
-def _copy_history(source: Path, run_dir: Path, progress: Progress) -> None:
-    """What the run that `run_dir` branches off from has told so far, and its best model.
+def _copy_history(source: Path, run_dir: Path, progress: TrainState) -> None:
+    """Copy metrics, samples and the best model of the run that `run_dir` branches from.
 
-    A best model of later than the branch is not this run's: then the next evaluation makes one.
+    A best model from after the branch point is not copied. The next evaluation then writes best/.
     """
-    for name in ("metrics.jsonl", "samples.md"):
+    for name in (_NAMES.metrics, _NAMES.samples):
         if (source / name).is_file():
             shutil.copy(source / name, run_dir / name)
-    newest = newest_intact(source)
+    newest = latest_valid_checkpoint(source)
     if newest and read_progress(newest).best_step == progress.best_step and (source / "best").is_dir():
         shutil.copytree(source / "best", run_dir / "best")
     else:
         progress.best_step, progress.best_loss = 0, math.inf
 
 
-def _check_run_folder(run_dir: Path) -> None:
-    """Refuse a folder that cannot be made or written to, or whose contents are not a run's.
+def _check_run_dir(run_dir: Path) -> None:
+    """Check that the directory is writable, and has a config.yaml if it has models or checkpoints.
 
     Raises:
-        InputError: nothing was touched.
+        UserError: it cannot be used; no file was changed.
     """
-    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"output_dir ({run_dir}) cannot be written to; choose another --output_dir")
-    others = [name for name in _FOLDERS if (run_dir / name).exists()]
-    if others and not (run_dir / "config.yaml").is_file():
-        raise InputError(
-            f"output_dir ({run_dir}) holds {', '.join(others)} that no run of this program made (there is no "
-            "config.yaml); choose another --output_dir"
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"output_dir ({run_dir}) cannot be written to; choose another --output_dir")
+    others = [name for name in _DIRECTORIES if (run_dir / name).exists()]
+    if others and not RunDir(run_dir).config.is_file():
+        raise UserError(
+            f"output_dir ({run_dir}) holds {', '.join(others)} but no config.yaml, so it is not a run "
+            "directory; choose another --output_dir"
         )
 
 
-def _clear(run_dir: Path) -> None:
-    """Drop what a run before this one left, and nothing else."""
-    for name in (*_FOLDERS, "best.old", "best.partial", "last.old", "last.partial"):
+def _delete_previous_run(run_dir: Path) -> None:
+    """Delete the files of a previous run, and no others."""
+    for name in (*_DIRECTORIES, "best.old", "best.partial", "last.old", "last.partial"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in _RECORDS:
+    for name in _FILES:
         (run_dir / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The learning rate: a function of the step, and of the time where a run has a time limit."""
+"""Learning rate as a function of the step, and of the time if the run has a time limit."""
 
 import math
 
@@ -6,22 +6,23 @@ from tinystories_slm.config import TrainArgs
 
 REFERENCE_WIDTH = 256
 REFERENCE_TOKENS = 4096
-"""Width of the model and tokens per optimizer step that `train.lr` is meant for under `train.lr_scaling`."""
+"""Model width and tokens per optimizer step at which `train.lr_scaling` leaves `train.lr` unchanged."""
 
-# Theory's values; from 64 to 256 wide the best rate fell faster in short runs (docs/recipe.md). Width: what
-# an update does to an activation stays the same if AdamW's rate falls as 1 / width (Yang et al., muP, arXiv
-# 2203.03466); Muon's update, given AdamW's size as a root mean square (Liu et al., arXiv 2502.16982), has a
-# spectral norm that grows as sqrt(width) where AdamW's grows as width. Batch: square root (Malladi et al.,
-# arXiv 2205.10782).
+# Values from theory; from width 64 to 256 the best rate fell faster in short runs (docs/recipe.md).
+# Width: the effect of an update on an activation is constant if AdamW's rate falls as 1 / width (Yang et al.,
+# muP, arXiv 2203.03466). Muon's update, scaled to AdamW's RMS (Liu et al., arXiv 2502.16982), has a spectral
+# norm that grows as sqrt(width); AdamW's grows as width. Batch: square root (Malladi et al., arXiv
+# 2205.10782).
 WIDTH_EXPONENT = {"adamw": -1.0, "muon": -0.5}
 TOKENS_EXPONENT = 0.5
 
 
 def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float:
-    """The learning rate at the end of the warm-up: `args.lr`, with `args.lr_scaling` scaled to this run.
+    """Return the learning rate at the end of the warm-up: `args.lr`, scaled if `args.lr_scaling` is set.
 
-    Then one value serves models of all widths and batches of all sizes, in tokens per optimizer step. It
-    is one rate for all weights: muP proper would leave that of embeddings and vectors as it is.
+    With scaling, one value of `args.lr` serves all model widths and all batch sizes in tokens per
+    optimizer step. The scaled rate applies to all weights; muP itself does not scale the rate of
+    embeddings and vectors.
     """
     if not args.lr_scaling:
         return args.lr
@@ -30,20 +31,20 @@ def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float
 
 
 def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
-    """The learning rate of the optimizer step after `step` finished ones, as a share of the peak.
+    """Return the learning rate of the step after `step` finished ones, as a fraction of the peak.
 
-    Linear warm-up (the first step runs at 1 / warmup_steps: none is spent at zero), then one of
+    Linear warm-up (the first step runs at 1 / warmup_steps, not at zero), then one of
 
     - `cosine`: half a cosine (Loshchilov & Hutter, arXiv 1608.03983);
-    - `wsd`: the peak, and over the last `decay_fraction` a straight line (Hu et al., MiniCPM, arXiv
-      2404.06395; Hägele et al., arXiv 2405.18392). Of the shapes they try 1 - sqrt is a little better;
-      the line is taken because it does not begin with a fall, which a clock that is read once a step
-      would turn into a jump, and because at `decay_fraction` 1 it is the plain linear decay that
-      Bergsma et al. (arXiv 2502.15938) find best where a run's length is known.
+    - `wsd`: constant, then linear decay over the last `decay_fraction` (Hu et al., MiniCPM, arXiv
+      2404.06395; Hägele et al., arXiv 2405.18392). Of the shapes in those papers 1 - sqrt is slightly
+      better. But it starts with a steep fall, which is a jump if the time is read once per step. With
+      `decay_fraction` 1, `wsd` is the linear decay that Bergsma et al. (arXiv 2502.15938) find best for
+      a known run length.
 
-    Both reach `min_lr_rate` at the last step. Being a function, it has no state that a checkpoint could
-    lose. `time_fraction`, in [0, 1], is the share of the time after the warm-up that is used up: the
-    later of the two clocks, steps or time, is followed.
+    Both reach `min_lr_rate` at the last step. The function has no state, so a checkpoint needs none.
+    `time_fraction`, in [0, 1], is the used share of the time after the warm-up. The larger of the
+    fractions of steps and of time applies.
     """
     if step < args.warmup_steps:
         return (step + 1) / args.warmup_steps
@@ -56,15 +57,20 @@ def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
     return args.min_lr_rate + (1.0 - args.min_lr_rate) * height
 
 
-def time_fraction(args: TrainArgs, *, seconds: float, warmup_seconds: float, closing_seconds: float) -> float:
-    """Share of the time after the warm-up that is used up: 0 without a time limit, 1 when the run has to end.
+def time_fraction(
+    args: TrainArgs, *, seconds: float, warmup_seconds: float, estimated_final_seconds: float
+) -> float:
+    """Return the used share of the time after the warm-up: 0 without a time limit, 1 when the run must end.
 
-    All in wall-clock seconds of the run: `seconds` so far, `warmup_seconds` at the end of the warm-up,
-    and `closing_seconds` that the last evaluation and the last save will take.
+    Args:
+        args: `max_minutes` is the time limit.
+        seconds: Wall-clock seconds of the run so far.
+        warmup_seconds: Value of `seconds` at the end of the warm-up.
+        estimated_final_seconds: Estimated duration of the final evaluation and save.
     """
     if args.max_minutes is None:
         return 0.0
-    end = 60 * args.max_minutes - closing_seconds
+    end = 60 * args.max_minutes - estimated_final_seconds
     if seconds >= end:
         return 1.0
     return (seconds - warmup_seconds) / (end - warmup_seconds)

@@ -1,4 +1,4 @@
-"""A model that is sharded among processes (FSDP2), made whole to be evaluated, asked for stories or saved."""
+"""Gather an FSDP2-sharded model for evaluation, generation and saving."""
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -6,12 +6,12 @@ from torch.distributed.fsdp import FSDPModule
 from tinystories_slm.model import TinyStoriesForCausalLM
 
 
-def whole_model(model: TinyStoriesForCausalLM) -> TinyStoriesForCausalLM:
-    """`model` itself, or on every process a plain copy of it where it is sharded.
+def unsharded_copy(model: TinyStoriesForCausalLM) -> TinyStoriesForCausalLM:
+    """Return `model` itself, or a complete copy of it on every process if it is sharded.
 
-    A sharded model answers only if all processes ask it the same number of times, and its parameters are
-    pieces; the copy may be used by one process alone. Where the model is sharded, every process has to
-    call this. The copy takes 4 bytes a parameter on each of them while it lives.
+    A forward pass of a sharded model is a collective operation of all processes, and its parameters are
+    shards. The copy can be used by one process alone. If the model is sharded, every process must call
+    this function. The copy takes 4 bytes per parameter on each process.
     """
     if not isinstance(model, FSDPModule):
         return model

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, by a scheduler whose time is up, by a machine that is taken away."""
+"""Stop signals: Ctrl-C, the time limit of a scheduler, preemption of the machine."""
 
 import contextlib
 import os
@@ -7,47 +7,49 @@ import threading
 import time
 from types import FrameType
 
-_ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's `--signal`; Windows has none
-# A launcher passes Ctrl-C on to its processes, which the terminal has told already: one request.
-_SAME_REQUEST_S = 1.0
+_STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's `--signal`; Windows has none
+# The terminal sends Ctrl-C to all processes, and a launcher forwards it again: both count as one request.
+_DEBOUNCE_S = 1.0
 
 
 class StopRequest:
-    """While entered: the first SIGINT, SIGTERM or SIGUSR1 sets `received`, to be looked at between steps.
+    """Context manager in which the first SIGINT, SIGTERM or SIGUSR1 sets `received`.
+
+    The loop reads `received` between steps.
 
     Raises:
-        KeyboardInterrupt: on a second SIGINT, more than a second after the first request.
+        KeyboardInterrupt: a second SIGINT arrives more than a second after the first request.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """The signal's name."""
+        """Name of the first signal; None before it."""
         self._received_s = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        # Python lets only the main thread handle signals; elsewhere (a notebook's worker) none are.
+        # Python allows signal handlers only in the main thread. In another one, such as a notebook's worker,
+        # none is installed.
         if threading.current_thread() is threading.main_thread():
-            for name in _ASKING:
+            for name in _STOP_SIGNALS:
                 if number := getattr(signal, name, None):
-                    self._before[number] = signal.signal(number, self._receive)
+                    self._previous_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._previous_handlers.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._received_s = name, time.monotonic()
             if int(os.environ.get("RANK", 0)) == 0:
-                # Not through a buffered stream, which may be what was interrupted; and the same Ctrl-C
-                # may have ended the `| tee` that reads it.
+                # Not through a buffered stream: the signal may have interrupted a write to it. The same
+                # Ctrl-C may also have ended the `| tee` that reads stderr.
                 with contextlib.suppress(OSError):
-                    os.write(
-                        2, f"\n{name}: finishing the step, then saving (Ctrl-C again: stop now)\n".encode()
-                    )
-        elif name == "SIGINT" and time.monotonic() - self._received_s > _SAME_REQUEST_S:
+                    message = f"\n{name}: finishing the step, then saving (Ctrl-C again: stop immediately)\n"
+                    os.write(2, message.encode())
+        elif name == "SIGINT" and time.monotonic() - self._received_s > _DEBOUNCE_S:
             raise KeyboardInterrupt

@@ -1,0 +1,83 @@
+"""The console script and the scripts of the same names."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_script
+
+from tinystories_slm.commands import COMMANDS
+
+NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
+
+
+def console(*args: str) -> subprocess.CompletedProcess:
+    code = "from tinystories_slm.commands import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+def test_every_script_is_a_command_and_every_command_a_script():
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == set(COMMANDS)
+    for name in COMMANDS:
+        lines = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 6 and lines[-1] == f'    run("{name}")'
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_neither_torch_nor_transformers(name):
+    code = (
+        f"{NO_TORCH}sys.argv = ['{name}', '--help']; from tinystories_slm.commands import run; run('{name}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {name}" in done.stdout and "--config" in done.stdout
+
+
+def test_the_console_script_lists_its_commands_and_runs_one(tmp_path):
+    overview = console("--help")
+    assert overview.returncode == 0
+    assert [line.split()[0] for line in overview.stdout.splitlines()[2:]] == list(COMMANDS)
+    unknown = console("trian")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: unknown command 'trian'")
+    folders = [f"--data.data_dir={tmp_path / 'data'}", "--data.max_stories=20"]
+    done = console("download-data", "--config=configs/debug.yaml", *folders)
+    assert done.returncode == 0, done.stderr
+    assert "train.parquet: " in done.stdout and "next: train_tokenizer" in done.stdout
+
+
+def test_an_option_that_does_not_exist_ends_in_one_line():
+    done = run_script("report.py", "--rnu=x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown option 'rnu'") and done.stderr.count("\n") == 1
+
+
+def test_a_script_does_not_hide_the_library_evaluate():
+    code = (
+        "import runpy, sys; sys.argv = ['scripts/evaluate.py']; sys.path.insert(0, 'scripts')\n"
+        "from tinystories_slm.commands import run\n"
+        "try: run('evaluate', ['--model=x'])\n"
+        "except SystemExit: pass\n"
+        "import evaluate; print(hasattr(evaluate, 'Metric'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_python_m_runs_the_console_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "tinystories_slm", "--help"],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("usage: tinystories-slm COMMAND")
+
+
+@pytest.mark.parametrize("rank", ["", "1", "first"])
+def test_a_stray_rank_hides_no_error(rank):
+    done = subprocess.run(
+        [sys.executable, "scripts/report.py", "--run=absent"],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"RANK": rank}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: run (absent)"), done.stderr

@@ -1,0 +1,183 @@
+"""PackedDataset: tokens and order of the windows, and memory use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinystories_slm.data.packing import PackedDataset, iter_documents
+from tinystories_slm.errors import UserError
+
+
+def token_file(path: Path, tokens: list[int] | range | np.ndarray, dtype: str = "<u2") -> Path:
+    np.asarray(tokens, dtype=dtype).tofile(path)
+    return path
+
+
+def open_dataset(path: Path, seq_len: int, seed: int = 0, token_dtype: str = "uint16") -> PackedDataset:
+    return PackedDataset(path, token_dtype=token_dtype, seq_len=seq_len, seed=seed)
+
+
+def test_windows_of_twelve_tokens_are_pinned(tmp_path: Path) -> None:
+    data = open_dataset(token_file(tmp_path / "train.bin", range(100, 112)), seq_len=5, seed=0)
+    assert len(data) == 2
+    batches = [data.batch(step, 2).tolist() for step in range(3)]
+    # Recorded from the first version: a change here changes the batches of every training run.
+    assert batches == [
+        [
+            [104, 105, 106, 107, 108],
+            [109, 110, 111, 100, 101],
+        ],  # epoch 0: offset 4, second window wraps around
+        [[107, 108, 109, 110, 111], [102, 103, 104, 105, 106]],
+        [[109, 110, 111, 100, 101], [104, 105, 106, 107, 108]],
+    ]
+
+
+def test_batch_from_uint32_is_int64_of_the_requested_shape(tmp_path: Path) -> None:
+    path = token_file(tmp_path / "train.bin", [70_000 + i for i in range(64)], "<u4")
+    batch = open_dataset(path, seq_len=8, token_dtype="uint32").batch(0, 3)
+    assert batch.shape == (3, 8) and batch.dtype == np.int64
+    assert batch.min() >= 70_000 and batch.max() < 70_064
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_tokens=st.integers(8, 300),
+    seq_len=st.integers(2, 8),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+)
+def test_epoch_contains_every_window_once(
+    tmp_path_factory: pytest.TempPathFactory, num_tokens: int, seq_len: int, seed: int, epoch: int
+) -> None:
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(num_tokens))
+    data = open_dataset(path, seq_len, seed)
+    batch = data.batch(epoch, len(data))  # a batch of the size of an epoch
+    assert np.all((batch[:, 1:] - batch[:, :-1]) % num_tokens == 1)  # whole windows of the ring
+    seen = batch.ravel().tolist()
+    assert len(set(seen)) == len(seen) == num_tokens // seq_len * seq_len  # no token occurs twice
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    step=st.integers(0, 30),
+    batch_size=st.integers(1, 40),
+    start=st.integers(0, 40),
+    stop=st.integers(0, 40),
+    seed=st.integers(0, 9),
+)
+def test_rows_and_batch_size_slice_one_endless_stream(
+    tmp_path_factory: pytest.TempPathFactory, step: int, batch_size: int, start: int, stop: int, seed: int
+) -> None:
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(103))
+    batch = open_dataset(path, 10, seed).batch(step, batch_size)
+    rows = open_dataset(path, 10, seed).batch(step, batch_size, rows=slice(start, stop))
+    assert rows.tolist() == batch[start:stop].tolist()
+    stream = open_dataset(path, 10, seed)
+    one_by_one = [stream.batch(step * batch_size + row, 1)[0].tolist() for row in range(batch_size)]
+    assert one_by_one == batch.tolist()
+
+
+def test_order_and_offset_change_with_epoch_and_seed(tmp_path: Path) -> None:
+    path = token_file(tmp_path / "train.bin", range(1000))
+    epochs = [open_dataset(path, 10, seed).batch(epoch, 100) for seed in (0, 1) for epoch in range(10)]
+    assert len({epoch.tobytes() for epoch in epochs}) == 20
+    assert len({int(epoch[0, 0]) % 10 for epoch in epochs}) > 3
+
+
+def test_file_shorter_than_one_window_is_rejected(tmp_path: Path) -> None:
+    data = open_dataset(token_file(tmp_path / "train.bin", range(8)), seq_len=8)
+    assert sorted(data.batch(5, 1)[0].tolist()) == list(range(8))
+    with pytest.raises(UserError, match=r"data\.seq_len \(9\) is longer than the 8 tokens"):
+        open_dataset(tmp_path / "train.bin", seq_len=9)
+
+
+def test_file_with_half_a_token_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"\(3 bytes\): the size must be a multiple of 2 bytes \(uint16\)"):
+        open_dataset(tmp_path / "train.bin", seq_len=1)
+
+
+def test_memory_does_not_grow_with_file_size(tmp_path: Path) -> None:
+    path = tmp_path / "train.bin"
+    with path.open("wb") as file:
+        file.truncate(400 * 10**6)  # sparse: reads as zeros, page by page
+    measure = """
+import sys
+from pathlib import Path
+from tinystories_slm.data.packing import PackedDataset
+
+def rss_mb():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1024
+
+data = PackedDataset(Path(sys.argv[1]), token_dtype="uint16", seq_len=1000, seed=0)
+data.batch(0, 64)
+before = rss_mb()
+for step in range(1, 600):
+    data.batch(step, 64)
+print(rss_mb() - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads resident memory from /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", measure, str(path)], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert float(done.stdout) < 60
+
+
+def test_iter_documents_splits_at_the_end_of_text_token() -> None:
+    tokens = np.array([5, 6, 0, 7, 0, 8, 9, 9, 0, 4], dtype=np.uint16)
+    assert [story.tolist() for story in iter_documents(tokens, 0)] == [[5, 6], [7], [8, 9, 9]]
+    assert [story.tolist() for story in iter_documents(tokens, 0, limit=2)] == [[5, 6], [7]]
+    assert list(iter_documents(tokens, 0, limit=0)) == []
+
+
+def test_iter_documents_reads_stories_across_chunks() -> None:
+    lengths = [700_000, 700_000, 3, 2**20 - 1, 1]
+    tokens = np.concatenate([np.append(np.full(n, n % 60_000 + 1), 0) for n in lengths])
+    assert [len(story) for story in iter_documents(tokens, 0)] == lengths
+
+
+def test_document_windows_start_at_stories_and_continue(tmp_path: Path) -> None:
+    # Stories of 2, 7 and 1 tokens, each followed by end-of-text (0); windows of 4 tokens.
+    path = token_file(tmp_path / "train.bin", [11, 12, 0, 21, 22, 23, 24, 25, 26, 27, 0, 31, 0])
+    data = PackedDataset(path, token_dtype="uint16", seq_len=4, seed=0, eos_token_id=0)
+    with_eos = [
+        [0, 11, 12, 0],  # the last end-of-text token of the ring precedes the first story
+        [0, 21, 22, 23],
+        [23, 24, 25, 26],  # further windows of the long story
+        [26, 27, 0, 31],
+        [0, 31, 0, 11],
+    ]
+    without = [[11, 12, 0, 21], [21, 22, 23, 24], [24, 25, 26, 27], [27, 0, 31, 0], [31, 0, 11, 12]]
+    seen = set()
+    for step in range(120):
+        epoch = data.batch(step, len(data)).tolist()
+        pairs = [next(i for i in range(5) if row in (with_eos[i], without[i])) for row in epoch]
+        assert sorted(pairs) == [0, 1, 2, 3, 4]
+        seen |= {tuple(row) for row in epoch}
+    assert seen == {tuple(row) for row in with_eos + without}
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    seq_len=st.integers(2, 16),
+    seed=st.integers(0, 5),
+)
+def test_document_windows_predict_every_token(tmp_path_factory, lengths, seq_len, seed):
+    # Every token has a unique id, so a window shows where in the file it was read.
+    number = iter(range(1, 10_000))
+    tokens = [token for length in lengths for token in [*(next(number) for _ in range(length)), 0]]
+    if len(tokens) < seq_len:
+        return
+    path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", tokens)
+    data = PackedDataset(path, token_dtype="uint16", seq_len=seq_len, seed=seed, eos_token_id=0)
+    assert len(data) == sum(-(-(length + 1) // (seq_len - 1)) for length in lengths)
+    predicted = set()
+    for step in range(24):  # a window omits its first token in all 24 epochs with probability 8^-24
+        predicted |= set(data.batch(step, len(data))[:, 1:].ravel().tolist())
+    assert set(tokens) <= predicted

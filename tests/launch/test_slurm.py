@@ -1,0 +1,85 @@
+"""The job scripts of launch/slurm, with substitutes for Slurm's commands and Accelerate's launcher."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ROOT / "launch" / "slurm"
+COMMANDS = {
+    # srun forwards signals to its task, as the real one does.
+    "srun": """
+        shift; "$@" & task=$!
+        trap 'kill -USR1 $task' USR1
+        wait $task; code=$?
+        while kill -0 $task 2>/dev/null; do wait $task; code=$?; done
+        exit $code""",
+    "scontrol": """
+        echo "$@" >> "$LOG"
+        if [ "$1" = show ]; then echo node17; fi""",
+    # On TERM the launcher saves and exits with 1, as torchrun does when its processes exit with 75.
+    "accelerate": """
+        echo "$@" >> "$LOG"
+        [ "$EXIT_CODE" = signalled ] || exit "$EXIT_CODE"
+        trap 'echo saved >> "$LOG"; exit 1' TERM
+        echo started > "$READY"
+        while :; do read -r -t 1 < /dev/zero || true; done""",
+}
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Return a function that starts train.sbatch; the launcher exits with the code, or waits for a signal."""
+    (tmp_path / "bin").mkdir()
+    for name, body in COMMANDS.items():
+        command = tmp_path / "bin" / name
+        command.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        command.chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text("")
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    os.mkfifo(tmp_path / "ready")
+
+    def start(exit_code: str) -> subprocess.Popen:
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "LOG": str(tmp_path / "log"),
+            "READY": str(tmp_path / "ready"),
+            "EXIT_CODE": exit_code,
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NODELIST": "node[17-18]",
+            "SLURM_NNODES": "2",
+            "SLURM_NODEID": "0",
+        }
+        return subprocess.Popen(["bash", str(SCRIPTS / "train.sbatch"), "--train.seed", "3"], env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.iterdir()), ids=lambda path: path.name)
+def test_script_is_valid_bash(script: Path):
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_finished_job_keeps_its_exit_code_and_is_not_requeued(job, tmp_path, code):
+    assert job(str(code)).wait(timeout=30) == code
+    log = (tmp_path / "log").read_text()
+    assert "requeue" not in log
+    assert (
+        "--num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip node17 "
+        "--main_process_port 24711 scripts/train.py --train.seed 3"
+    ) in log
+
+
+def test_job_signalled_before_its_limit_saves_and_is_requeued(job, tmp_path):
+    running = job("signalled")
+    (tmp_path / "ready").read_text()  # waits for the start of the launcher
+    running.send_signal(signal.SIGUSR1)  # to the batch script alone, as `--signal=B:` does
+    assert running.wait(timeout=30) == 0
+
+    assert (tmp_path / "log").read_text().splitlines()[-2:] == ["saved", "requeue 4711"]

@@ -1,0 +1,83 @@
+"""Shared by the training tests: read the results of a run, compare runs, and interrupt them."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tinystories_slm.config import RunConfig
+from tinystories_slm.errors import TrainingInterrupted
+from tinystories_slm.runs.records import read_metrics
+from tinystories_slm.training import loop, train
+from tinystories_slm.training.checkpoints import checkpoints
+from tinystories_slm.training.ema import EMA_FILE
+
+EXACT_METRICS = ("train/loss", "train/lr", "train/grad_norm", "val/loss")
+"""Metrics that do not depend on the clock."""
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_tensors(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Compare bit by bit."""
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+def read_series(run_dir: Path, name: str) -> dict[int, float]:
+    """Return the metric `name` by step."""
+    return {line["step"]: line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compare weights, optimizer state, EMA, metrics and samples of two runs bit by bit."""
+    for name in ("best", "last"):
+        actual, expected = (run / name / "model.safetensors" for run in (one, other))
+        assert actual.read_bytes() == expected.read_bytes(), name
+    newest, newest_other = checkpoints(one)[-1], checkpoints(other)[-1]
+    assert newest.name == newest_other.name
+    optimizers = sorted(path.name for path in newest.glob("optimizer*.bin"))
+    assert optimizers
+    for name in optimizers:
+        actual, expected = (torch.load(folder / name, weights_only=True) for folder in (newest, newest_other))
+        torch.testing.assert_close(actual["state"], expected["state"], rtol=0, atol=0)
+    ema_files = [folder / EMA_FILE for folder in (newest, newest_other)]
+    if any(path.exists() for path in ema_files):
+        assert ema_files[0].read_bytes() == ema_files[1].read_bytes()
+    for name in EXACT_METRICS:
+        assert read_series(one, name) == read_series(other, name), name
+    assert (one / "samples.md").read_text() == (other / "samples.md").read_text()
+
+
+@contextmanager
+def send_signals(monkeypatch: pytest.MonkeyPatch, stops: dict[int, signal.Signals]) -> Iterator[None]:
+    """Send each signal of `stops` to this process once, at the beginning of its step."""
+    pending, train_step = dict(stops), loop.train_step
+
+    def interrupted_step(run):
+        if number := pending.pop(run.progress.step + 1, None):
+            os.kill(os.getpid(), number)
+        return train_step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupted_step)
+        yield
+
+
+def train_with_stops(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, stops: dict[int, signal.Signals]
+) -> Path:
+    """Train, stop by a signal at each step of `stops`, resume, and return the run directory."""
+    with send_signals(monkeypatch, stops):
+        for step in stops:
+            with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of \d+, checkpoint"):
+                train(config)
+        return train(config)

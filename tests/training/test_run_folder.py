@@ -1,0 +1,70 @@
+"""Run directory: locked, never overwritten by accident, deleted only on request."""
+
+import shutil
+
+import pytest
+from training.helpers import assert_equal_tensors, load_weights, read_series
+
+from tinystories_slm.errors import UserError
+from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.training import train
+from tinystories_slm.training.checkpoints import checkpoints
+from tinystories_slm.training.run import start_run
+
+
+def test_second_run_in_a_locked_directory_raises(tiny_run, fault):
+    first = start_run(tiny_run())
+    with pytest.raises(UserError, match=r"output_dir \(.*\) is in use by another process"):
+        train(tiny_run("--train.resume", "never"))
+    first.close()
+    train(tiny_run())
+    fault(
+        "a second run starts in the same run directory", "an error (exit code 2); the first run is unchanged"
+    )
+
+
+def test_directory_that_is_not_a_run_is_left_unchanged(tiny_run, tmp_path):
+    precious = tmp_path / "run" / "checkpoints" / "precious"
+    precious.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints but no config.yaml, so it is not a run"):
+        train(tiny_run())
+    assert precious.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output_dir \(.*file\) cannot be written to"):
+        train(tiny_run(name="file"))
+
+
+def test_resume_never_starts_over(tiny_run):
+    run_dir = train(tiny_run())
+    (run_dir / "evaluation.json").write_text("{}")
+    train(tiny_run("--train.resume", "never", "--model.hidden_size", "32", "--train.max_steps", "4"))
+
+    assert list(read_series(run_dir, "train/loss")) == [1, 2, 3, 4]
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_000004"]
+    assert not (run_dir / "evaluation.json").exists()  # it described the old model
+    model, _ = load_model_folder(str(run_dir / "last"))
+    assert model.config.hidden_size == 32
+
+
+def test_models_without_checkpoints_are_not_overwritten(tiny_run):
+    run_dir = train(tiny_run())
+    before = load_weights(run_dir / "best")
+    shutil.rmtree(run_dir / "checkpoints")
+    with pytest.raises(UserError, match=r"holds a trained model but no checkpoints .*--train.resume never"):
+        train(tiny_run())
+    (run_dir / "checkpoints").mkdir()  # as after a kill before the first checkpoint
+    with pytest.raises(UserError, match=r"another configuration: train.lr was 0.01 and is 0.5"):
+        train(tiny_run("--train.lr", "0.5"))
+
+    assert_equal_tensors(load_weights(run_dir / "best"), before)
+    train(tiny_run())
+
+
+def test_older_checkpoint_of_the_same_directory_raises(tiny_run):
+    run_dir = train(tiny_run())
+    step_8, step_12 = checkpoints(run_dir)
+    with pytest.raises(UserError, match=r"train.resume \(.*step_000008\) is not the newest .*--output_dir"):
+        train(tiny_run("--train.resume", str(step_8)))
+    train(tiny_run("--train.resume", str(step_12)))
+    with pytest.raises(UserError, match=r"train.resume \(atuo\) must be auto, never, or a checkpoint"):
+        tiny_run("--train.resume", "atuo")

@@ -1,0 +1,106 @@
+"""Commands: `tinystories-slm COMMAND`, and the scripts of the same names."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tinystories_slm.commands.cli import run_command
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its function and its options are, and its line in the overview.
+
+    Modules are imported when the command runs, so that the overview and `--help` print without torch.
+    """
+
+    function: str
+    """`module:function`; called with the parsed options."""
+    args: str
+    """`module:class` of the options, or `module:function` that chooses the class by the arguments."""
+    summary: str
+    is_distributed: bool = False
+    """Whether a launcher starts it in several processes, of which rank 0 alone reports how it ended."""
+
+
+_CONFIG = "tinystories_slm.config.run_config:RunConfig"
+_ARGS = "tinystories_slm.config.command_args"
+
+COMMANDS = {
+    "story": Command(
+        "tinystories_slm.commands.quickstart:run_quickstart",
+        _CONFIG,
+        "train, evaluate and generate in one go",
+    ),
+    "download_data": Command(
+        "tinystories_slm.commands.data:run_download", _CONFIG, "stories -> data_dir/raw"
+    ),
+    "train_tokenizer": Command(
+        "tinystories_slm.commands.data:run_train_tokenizer", _CONFIG, "stories -> data_dir/tokenizer"
+    ),
+    "prepare_data": Command(
+        "tinystories_slm.commands.data:run_prepare", _CONFIG, "tokens -> data_dir/train.bin, validation.bin"
+    ),
+    "train": Command("tinystories_slm.training:train", _CONFIG, "train a model, or resume its run", True),
+    "evaluate": Command(
+        "tinystories_slm.evaluation.evaluate:evaluate", f"{_ARGS}:EvaluateArgs", "loss and bits per byte"
+    ),
+    "generate": Command(
+        "tinystories_slm.commands.generate:generate", f"{_ARGS}:GenerateArgs", "generate stories from prompts"
+    ),
+    "export": Command(
+        "tinystories_slm.export.exporters:export", f"{_ARGS}:ExportArgs", "native, gguf, onnx or custom form"
+    ),
+    "push_to_hub": Command("tinystories_slm.hub.push:push", f"{_ARGS}:PushArgs", "publish a run on the Hub"),
+    "report": Command(
+        "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
+    ),
+    "doctor": Command(
+        "tinystories_slm.doctor:doctor",
+        f"{_ARGS}:doctor_args",
+        "examine machine and configuration, or a model",
+    ),
+}
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> None:
+    """Run the command `name` with the options of `argv` (default: the command line)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    # Python puts a script's folder first on the import path, where scripts/evaluate.py would hide the library
+    # `evaluate`. Nothing in that folder is meant to be imported.
+    if sys.path and (Path(sys.path[0]) / "push_to_hub.py").is_file():
+        del sys.path[0]
+    command = COMMANDS[name]
+    args_type = _load(command.args)
+    if not isinstance(args_type, type):
+        args_type = args_type(arguments)
+    run_command(
+        lambda args: _load(command.function)(args),
+        args_type,
+        arguments,
+        is_distributed=command.is_distributed,
+    )
+
+
+def main() -> None:
+    """Run `tinystories-slm COMMAND ...`."""
+    name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        sys.argv[0] = f"tinystories-slm {sys.argv.pop(1)}"
+        run(name)
+        return
+    lines = [f"  {command:<16} {described.summary}" for command, described in COMMANDS.items()]
+    overview = "\n".join(["usage: tinystories-slm COMMAND [--help] [options]", "", *lines])
+    if name in ("--help", "_h", "-h", "__help"):
+        print(overview)
+        return
+    print(f"error: unknown command {sys.argv[1]!r}\n{overview}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,37 @@
+"""The three steps of preparation as commands: download_data, train_tokenizer, prepare_data."""
+
+from tinystories_slm.config import RunConfig
+from tinystories_slm.data.prepare import prepare_data
+from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.tokenizer import TokenizerManifest, train_tokenizer
+
+
+def run_download(config: RunConfig) -> None:
+    """Write the stories to `data_dir/raw` and print the counts of each split."""
+    folder = download_data(config.data)
+    for split, counts in RawManifest.load(folder / "source.json").splits.items():
+        dropped = counts["num_empty_dropped"] + counts["num_null_dropped"]
+        print(
+            f"{folder / split}.parquet: {counts['num_stories']:,} stories, "
+            f"{counts['num_bytes'] / 1e6:,.1f} MB, {dropped:,} empty ones dropped"
+        )
+    print("next: train_tokenizer with the same options")
+
+
+def run_train_tokenizer(config: RunConfig) -> None:
+    """Write the tokenizer to `data_dir/tokenizer` and print its size and compression."""
+    folder = train_tokenizer(config.data, config.tokenizer)
+    record = TokenizerManifest.load(folder / "training.json")
+    print(f"{folder}: {record.vocab_size:,} entries, {record.bytes_per_token:.2f} bytes of a story per token")
+    print("next: prepare_data with the same options")
+
+
+def run_prepare(config: RunConfig) -> None:
+    """Write the token files to `data_dir` and print the counts of each split."""
+    manifest = prepare_data(config.data, config.tokenizer)
+    for split, counts in manifest.splits.items():
+        print(
+            f"{config.data.data_dir / split}.bin: {counts['num_tokens']:,} tokens ({manifest.token_dtype}) "
+            f"of {counts['num_stories']:,} stories"
+        )
+    print("next: train with the same options")

@@ -1,0 +1,171 @@
+"""The generate command: print completions of prompts and write them to a JSONL file."""
+
+import json
+import logging
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.errors import UserError
+from tinystories_slm.generation import GenerationResult, TextStream, generate_batch, prepare_requests
+from tinystories_slm.generation.decoder import resolve_backend
+from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
+from tinystories_slm.generation.request import GenerationRequest
+from tinystories_slm.model_folder import load_model_folder
+
+logger = logging.getLogger(__name__)
+
+_SEPARATOR = "\n\n---\n\n"
+
+
+def generate(args: GenerateArgs) -> list[GenerationResult]:
+    """Print `args.num_stories` completions of each prompt, and write them to `args.output`.
+
+    Raises:
+        UserError: prompts or model cannot be loaded, or a prompt fills the model's context.
+    """
+    prompts = [DEFAULT_PROMPT if args.prompt is None else args.prompt]
+    if args.prompts is not None:
+        prompts = read_prompts(args.prompts)
+    model, tokenizer = load_model_folder(
+        args.model,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    first_seed = secrets.randbelow(10_000) if args.seed is None else args.seed
+    seeds = range(first_seed, first_seed + args.num_stories)
+    backend, reason = resolve_backend(model, args.backend)
+    logger.info(
+        "model %s on %s, seed %s, backend %s%s, %s, %d threads",
+        args.model, model.device, first_seed, backend, f" ({reason})" if reason else "", args.dtype,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    requests = prepare_requests(
+        model,
+        tokenizer,
+        [prompt for prompt in prompts for _ in seeds],
+        [seed for _ in prompts for seed in seeds],
+        args.sampling(),
+    )
+    print_results = _print_stream if args.stream else _print_batch
+    results = []
+    with (
+        _open_output(args.output) as file,
+        closing(print_results(model, tokenizer, requests, args)) as printed,
+    ):
+        for result in printed:
+            if file is not None:
+                file.write(_to_json_line(result, args.model, args.sampling()))
+            results.append(result)
+    if args.output is not None:
+        logger.info("wrote %d completions to %s", len(results), args.output)
+    return results
+
+
+def write_results(
+    path: Path, results: Iterable[GenerationResult], model: str, sampling: SamplingParams
+) -> None:
+    """Replace the JSONL file `path` by one line per result."""
+    with _open_output(path) as file:
+        for result in results:
+            file.write(_to_json_line(result, model, sampling))
+
+
+def _to_json_line(result: GenerationResult, model: str, sampling: SamplingParams) -> str:
+    """Return the line of stories.jsonl: the text and the options that generate it again."""
+    record = {
+        "prompt": result.prompt,
+        "story": result.text,
+        "model": model,
+        "seed": result.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_new_tokens": sampling.max_new_tokens,
+        "num_new_tokens": result.num_new_tokens,
+        "finished": result.finish_reason == "stop",  # a key of published model cards
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _print_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: list[GenerationRequest],
+    args: GenerateArgs,
+) -> Iterator[GenerationResult]:
+    """Generate in batches of `args.batch_size`; print and yield each result as soon as it is complete."""
+    results = generate_batch(
+        model,
+        tokenizer,
+        requests,
+        args.sampling(),
+        batch_size=args.batch_size,
+        finish_sentence=args.finish_sentence,
+        backend=args.backend,
+    )
+    for index, result in enumerate(results):
+        print(_SEPARATOR if index else "", result.text, sep="", end="", flush=True)
+        yield result
+    print(flush=True)
+
+
+def _print_stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: list[GenerationRequest],
+    args: GenerateArgs,
+) -> Iterator[GenerationResult]:
+    """Generate one request after another; print the text in pieces and yield each result at its end."""
+    for index, request in enumerate(requests):
+        print(_SEPARATOR if index else "", end="")
+        stream = TextStream(
+            model,
+            tokenizer,
+            request,
+            args.sampling(),
+            finish_sentence=args.finish_sentence,
+            backend=args.backend,
+        )
+        with closing(iter(stream)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        yield stream.result
+    print(flush=True)
+
+
+@contextmanager
+def _open_output(path: Path | None) -> Iterator[TextIO | None]:
+    """Open a temporary file that replaces `path` at the end; yield None if `path` is None.
+
+    After an interruption the lines written so far replace `path`. A file without lines does not.
+    """
+    if path is None:
+        yield None
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        file = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"output ({path}) cannot be written: {error.strerror}; choose another file"
+        ) from error
+    try:
+        with file:
+            yield file
+    finally:
+        if partial.stat().st_size:
+            partial.replace(path)
+        else:
+            partial.unlink()

@@ -1,0 +1,284 @@
+"""Options of the commands that are not a run's: evaluate, generate, export, push, report, doctor.
+
+Nothing here imports torch or transformers, so that `--help` prints without them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tinystories_slm.config.run_config import RunConfig
+from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.config.sections import expand_home
+from tinystories_slm.errors import UserError
+
+Backend = Literal["auto", "hf", "torch", "cpu"]
+"""Generation loop. hf: the loop of transformers; torch: the loop of this project with torch operations; cpu:
+the same loop with compiled CPU kernels; auto: the last of these that supports the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArgs:
+    """Generate text from prompts with a causal language model."""
+
+    model: str
+    """Model folder (RUN/best) or Hub id of any causal language model."""
+    prompt: str | None = None
+    """Prompt of each completion; null for `Once upon a time`."""
+    prompts: Path | None = None
+    """File of prompts, one per line (.jsonl: the "prompt" of each line); `-` for standard input."""
+    num_stories: int = 1
+    """Completions per prompt, with the seeds seed, seed + 1, ..."""
+    max_new_tokens: int = 256
+    """Maximum number of new tokens; a completion also ends where the model's context is full."""
+    temperature: float = 0.8
+    """Divisor of the logits: below 1 less random, above 1 more random; 0 selects the most probable token."""
+    top_k: int = 50
+    """Sample from the top_k most probable tokens; 0 for all."""
+    top_p: float = 0.95
+    """Sample from the most probable tokens with this total probability; 1 for all."""
+    min_p: float = 0.0
+    """Sample from tokens with at least this fraction of the largest probability; 0 for all."""
+    repetition_penalty: float = 1.0
+    """Above 1, reduce the scores of tokens that the completion already contains; 1 for no penalty."""
+    seed: int | None = None
+    """Seed of the first completion of each prompt; it determines the text. null for a random seed."""
+    finish_sentence: bool = False
+    """Cut a completion without a stop token after its last complete sentence."""
+    stream: bool = False
+    """Print text while the model generates it, one completion after another."""
+    batch_size: int = 64
+    """Completions generated at the same time without stream; affects speed and memory, not the text."""
+    output: Path | None = None
+    """JSONL file for completions and sampling parameters; replaces an existing file. null for none."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; auto uses cuda, else mps, else cpu."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster for large batches and generates other text."""
+    backend: Backend = "auto"
+    """Generation loop: of transformers (hf), of this project (torch), or of this project with compiled CPU
+    kernels (cpu); auto uses the last of these that supports the model, and the log names it."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    trust_remote_code: bool = False
+    """Run the code in the model's folder if transformers has no class for the model."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        for name in ("num_stories", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"seed ({self.seed}) must be between 0 and 9223372036854775807")
+        if self.prompt is not None and any("\ud800" <= char <= "\udfff" for char in self.prompt):
+            raise UserError("prompt is not valid UTF-8; set the terminal to UTF-8")
+        if self.prompt == "-":
+            raise UserError("prompt (-) cannot be standard input; use --prompts -")
+        if self.prompt is not None and self.prompts is not None:
+            raise UserError(
+                f"prompt ({self.prompt!r}) and prompts ({self.prompts}) cannot be combined; use one of them"
+            )
+        if self.output is not None and self.output.is_dir():
+            raise UserError(f"output ({self.output}) is a folder; set a file path")
+        if self.output is not None and not self.output.parent.is_dir():
+            raise UserError(
+                f"output ({self.output}) cannot be written: its folder does not exist; "
+                f"create {self.output.parent}"
+            )
+        self.sampling()
+
+    def sampling(self) -> SamplingParams:
+        """Return the sampling parameters."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs:
+    """Score a causal language model on stories: loss, perplexity, bits per byte and accuracy."""
+
+    model: str
+    """Model folder (RUN/best) or Hub id of any causal language model."""
+    data: str
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    split: str = "validation"
+    """Split of the data. A missing `validation` is held out from `train`; `train` is scored in full."""
+    batch_size: int = 32
+    """Windows per forward pass; changes speed and memory, not the scores."""
+    max_stories: int | None = None
+    """Number of stories to score, from the start of the split; null for all."""
+    output: Path | None = None
+    """JSON file for the scores; null for none."""
+    text_column: str = "text"
+    """Column (parquet) or key (JSONL) that holds the story."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; null for its newest commit."""
+    validation_split: Literal["auto", "holdout"] | None = None
+    """As `data.validation_split` of a run; null for the value of the model's run, else `auto`."""
+    validation_fraction: float | None = None
+    """As `data.validation_fraction` of a run; null for the value of the model's run, else 0.05."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model; null for its newest commit."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; auto selects cuda, else mps, else cpu."""
+    trust_remote_code: bool = False
+    """Run the model's own code if transformers has no class for it."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        for name in ("batch_size", "max_stories"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} ({value}) must be at least 1")
+        if self.validation_fraction is not None and not 0.0 < self.validation_fraction < 1.0:
+            raise UserError(
+                f"validation_fraction ({self.validation_fraction}) must be between 0 and 1; try 0.05"
+            )
+        if self.output is not None and self.output.is_dir():
+            raise UserError(f"output ({self.output}) is a folder; use the path of a file")
+        if self.output is not None and not self.output.parent.is_dir():
+            raise UserError(
+                f"output ({self.output}) is in a folder that does not exist; create {self.output.parent}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """Export a trained model to a format of other tools, and check that it computes the same."""
+
+    model: str
+    """Model folder (RUN/best) or Hub id of a model that was trained here."""
+    format: Literal["custom", "native", "gguf", "onnx"]
+    """`custom`: with this project's model code; `native`: as the GPT-2, Llama or Qwen3 class of transformers;
+    `gguf`: for llama.cpp; `onnx`: for onnxruntime and the browser."""
+    output: Path
+    """Folder to write; an existing one must be empty or an earlier export."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in `custom` and `native`."""
+    quantization: Literal["f32", "f16", "q8_0"] = "f16"
+    """Type of the weights in `gguf`."""
+    vendor: bool = False
+    """Copy the JavaScript libraries of the `onnx` page into the export with npm; without it the page loads
+    them from jsdelivr.net."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        if self.dtype != "float32" and self.format not in ("custom", "native"):
+            raise UserError(f"dtype ({self.dtype}) applies to custom and native, not {self.format}; omit it")
+        if self.quantization != "f16" and self.format != "gguf":
+            raise UserError(f"quantization ({self.quantization}) applies to gguf, not {self.format}; omit it")
+        if self.vendor and self.format != "onnx":
+            raise UserError(f"vendor (True) applies to onnx, not {self.format}; omit it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushArgs:
+    """Publish a run on the Hugging Face Hub as one commit, with the token of `hf auth login` or HF_TOKEN."""
+
+    run: Path | None = None
+    """Run directory; its best/ holds the model. Required, except with `code_only`."""
+    repo_id: str
+    """USER/NAME of the repository, which is created if it does not exist."""
+    private: bool = False
+    """Create the repository as private; an existing public repository is an error."""
+    format: str = "custom,native"
+    """`custom`: with this project's code; `native`: as a class of transformers; with both, `native` is in
+    the folder native/."""
+    revision: str | None = None
+    """Tag for the commit (`v1`); an existing tag is never moved."""
+    license: str | None = None
+    """License of the model, by its identifier on the Hub (`mit`); null for none."""
+    code_only: bool = False
+    """Update only the model's code files in an existing repository, in one commit; weights, card and
+    records stay. Use it if the published code is older than the installed transformers of its users."""
+    dry_run: bool = False
+    """List every file with its size and stop, without a request to the Hub."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"repo_id ({self.repo_id}) is not valid: {reason}") from error
+        if "/" not in self.repo_id:
+            raise UserError(f"repo_id ({self.repo_id}) must include the owner; use USER/{self.repo_id}")
+        unknown = [name for name in self.formats if name not in ("custom", "native")]
+        if unknown or not self.formats:
+            raise UserError(f"format ({self.format}) must be custom, native or custom,native")
+        if self.run is None and not self.code_only:
+            raise UserError("run is missing; use --run RUN with a run directory")
+        if self.code_only:
+            for name in ("run", "private", "format", "license"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise UserError(
+                        f"{name} ({getattr(self, name)}) has no effect with code_only; remove one of them"
+                    )
+        if self.revision is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.revision):
+            raise UserError(f"revision ({self.revision}) is not a valid tag; use one such as v1")
+
+    @property
+    def formats(self) -> list[str]:
+        return [name.strip() for name in self.format.split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Write the HTML report of a run."""
+
+    run: Path = Path("runs/quickstart")
+    """Run directory of a finished or active run; `report.html` is written into it."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs(RunConfig):
+    """Check a configuration on this machine, without training, downloading or writing anything.
+
+    With `--model M` (a folder or Hub id) and no configuration, check that model instead. The exit code is 0
+    without problems, 1 with problems, and 2 for an invalid configuration.
+    """
+
+    output: Path | None = None
+    """JSON file for the results of the checks; null for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDoctorArgs:
+    """Check a model with the installed packages, without writing anything.
+
+    The exit code is 0 without problems, 1 with problems, and 2 for a model that cannot be loaded.
+    """
+
+    model: str
+    """Model folder (RUN/best, an export) or Hub id of any causal language model."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    trust_remote_code: bool = False
+    """Run the model's own code; not needed for models trained here."""
+    output: Path | None = None
+    """JSON file for the results of the checks; null for none."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+
+
+def doctor_args(argv: Sequence[str]) -> type[DoctorArgs] | type[ModelDoctorArgs]:
+    """Return the class of the options in `argv`: `--model M` names a model, `--model.lr` belongs to a run."""
+    names_model = any(arg == "--model" or arg.startswith("--model=") for arg in argv)
+    return ModelDoctorArgs if names_model else DoctorArgs

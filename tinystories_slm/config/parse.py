@@ -1,0 +1,194 @@
+"""Parse YAML files and flags into a typed dataclass, with one-line errors."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import TypeVar, get_args
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from tinystories_slm.config.renamed import RENAMED_OPTIONS, read_config_file, rename_flags
+from tinystories_slm.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Args = TypeVar("Args")
+
+
+def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
+    """Return an `args_type` from its defaults, then each `--config` file left to right, then flags.
+
+    `--help` and `--print_config` print and exit.
+
+    Raises:
+        UserError: an unknown key, a wrong type, an unreadable file, or a value that the
+            dataclass rejects.
+    """
+    given = rename_flags(sys.argv[1:] if argv is None else argv, RENAMED_OPTIONS)
+    parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
+    )
+    parser.add_class_arguments(args_type, None)
+    try:
+        given, texts = _set_null_texts_aside(given, args_type)
+        namespace = parser.parse_args(_config_files_first(_expand_switches(given, args_type)))
+        for name, text in texts.items():
+            namespace[name] = text
+        _reject_null_sections(namespace, args_type)
+        values = vars(parser.instantiate(namespace))
+    except (
+        ArgumentError,
+        TypeError,
+        ValueError,
+    ) as error:  # a file that is not YAML, a null that is not allowed
+        raise UserError(_format_error(str(error), args_type)) from error
+    return args_type(**{field.name: values[field.name] for field in fields(args_type)})
+
+
+def _config_files_first(argv: Sequence[str]) -> list[str]:
+    """Move each `--config FILE` to the front: a flag overrides a file wherever it stands.
+
+    A file that has earlier option names is replaced by its text with the current ones.
+    """
+    files: list[str] = []
+    flags: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name != "--config":
+            flags.append(arg)
+        elif equals or (value := next(rest, None)) is not None:
+            files.append(f"--config={read_config_file(Path(value), RENAMED_OPTIONS)}")
+        else:
+            files.append(arg)
+    return files + flags
+
+
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_PLACEHOLDER = "text that YAML reads as null"
+
+
+def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[str], dict[str, str]]:
+    """Replace texts that jsonargparse would read as null, and return them by option.
+
+    It reads an optional string as YAML, where `# one`, `~`, `&amp` and `null` are null. `null` stays null for
+    the options of a run's sections, where it overrides a file.
+
+    Raises:
+        UserError: an integer that YAML 1.1 would read as octal or in base 60 (`010`, `1:30`).
+    """
+    strings = {f"--{name}" for name in _option_names(args_type, of=str | None)}
+    integers = {f"--{name}" for kind in (int, int | None) for name in _option_names(args_type, of=kind)}
+    kept: list[str] = []
+    texts: dict[str, str] = {}
+    option = ""
+    for arg in argv:
+        name, equals, value = (option, "", arg) if option else arg.partition("=")
+        if not option and name in strings | integers and not equals:
+            option = name
+            kept.append(arg)
+            continue
+        if name in integers and (equals or option):
+            _check_integer(name, value, integers)
+        if name in strings and (equals or option):
+            texts.pop(name.removeprefix("--"), None)  # the last one counts
+            if _is_null_in_yaml(value) and not (value == "null" and "." in name):
+                texts[name.removeprefix("--")] = value
+                arg = f"{name}={_PLACEHOLDER}" if equals else _PLACEHOLDER
+        kept.append(arg)
+        option = ""
+    return kept, texts
+
+
+def _is_null_in_yaml(text: str) -> bool:
+    try:
+        return yaml.safe_load(text) is None
+    except yaml.YAMLError:
+        return False
+
+
+def _check_integer(option: str, value: str, integers: set[str]) -> None:
+    """Raise for digits that YAML 1.1 reads as another number."""
+    if option in integers and re.fullmatch(r"[-+]?[0-9][0-9_:]*", value) and not _DECIMAL.fullmatch(value):
+        raise UserError(
+            f"{option.removeprefix('--')} ({value}): must be a decimal integer; write it as in 1500"
+        )
+
+
+def _expand_switches(argv: Sequence[str], args_type: type) -> list[str]:
+    """Write a switch without a value (`--stream`) as jsonargparse needs it: `--stream=true`."""
+    switches = {f"--{name}" for name in _option_names(args_type, of=bool)}
+    followers = [*argv, "--"][1:]
+    return [
+        f"{arg}=true" if arg in switches and follower.startswith("--") else arg
+        for arg, follower in zip(argv, followers, strict=True)
+    ]
+
+
+def _format_error(message: str, args_type: type) -> str:
+    """Return the message of jsonargparse as one line that also names the fix."""
+    key = re.search(r'Parser key "([\w.]+)":', message)
+    given = re.search(r"(?:Got value|Given value): (.*)$", message)
+    expected = re.findall(r"Expected an? ([^\n]*?)(?:\. Got value.*)?$", message, flags=re.MULTILINE)
+    if key and given and expected:
+        kinds = " or ".join(dict.fromkeys(_format_type(kind) for kind in expected))
+        kinds = kinds if kinds.startswith("one of") else f"of type {kinds}"
+        return f"{key[1]} is {given[1]!r}, which is not {kinds}; correct the value (--help describes it)."
+
+    unknown = (
+        re.search(r"unrecognized arguments: -*([\w.]+)", message)
+        or re.search(r"Option '([\w.]+)' is not accepted", message)
+        or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>\w+)'", message)
+    )
+    if unknown:
+        name = ".".join(part for part in unknown.groups() if part)
+        return f"unknown option {name!r}{_suggestion(name, _option_names(args_type))}"
+    line = " ".join(message.split())
+    return f"{line.rstrip('.')}; --help lists every option with its type."
+
+
+def _format_type(kind: str) -> str:
+    kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
+        return f"one of {choices[1]}"
+    return kind
+
+
+def _reject_null_sections(namespace: Namespace, args_type: type, prefix: str = "") -> None:
+    """Reject a value for a whole section, and null for an option that needs a value."""
+    for field in fields(args_type):
+        name, value = prefix + field.name, namespace[field.name]
+        if is_dataclass(field.type):
+            if not isinstance(value, Namespace):
+                raise UserError(f"{name} is {value!r}, which is not a section; indent its options below it.")
+            _reject_null_sections(value, field.type, f"{name}.")
+        elif value is None and NoneType not in get_args(field.type):
+            raise UserError(f"{name} must not be null; remove it or set a value.")
+
+
+def _option_names(args_type: type, prefix: str = "", of: object = None) -> list[str]:
+    """Return every option in dotted form; with `of`, only those of that type."""
+    names = []
+    for field in fields(args_type):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            names += _option_names(field.type, f"{prefix}{field.name}.", of)
+        elif of in (None, field.type):
+            names.append(prefix + field.name)
+    return names
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    section, _, tail = name.rpartition(".")
+    # A name whose last part is known elsewhere (`lr` for `train.lr`) is the most likely slip.
+    near = [option for option in known if option.split(".")[-1] == tail]
+    near = near or get_close_matches(name, known, n=1, cutoff=0.8)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    siblings = [option for option in known if option.rpartition(".")[0] == section]
+    return f"; {section or 'this command'} has {', '.join(siblings)}." if siblings else "; --help lists all."

@@ -1,0 +1,180 @@
+"""Checks of resources: memory, disk, data and a writable run directory."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from tinystories_slm.config import RunConfig
+from tinystories_slm.data.hub import TIMEOUT_S
+from tinystories_slm.data.prepare import Manifest, ensure_prepared
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import is_on_hub
+from tinystories_slm.doctor.diagnostic import Diagnostic, first_line
+from tinystories_slm.io.units import format_bytes
+from tinystories_slm.model_costs import disk_bytes
+from tinystories_slm.training.checkpoints import check_same_run, checkpoints
+from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
+
+# Interpreter and libraries, without tensors; measured with everything imported.
+_INTERPRETER_BYTES = 700e6
+# The estimate is correct within a third (tests/test_model_costs.py).
+_MEMORY_MARGIN = 1.33
+_GPT2_VOCAB_SIZE = 50_257
+# Disk bytes per downloaded byte: the Hub's cache of the dataset, raw stories and token files.
+_DOWNLOAD_FACTOR = 3
+
+
+def load_manifest(config: RunConfig) -> Manifest | None:
+    """Return the manifest of the data folder; None if the data are not prepared."""
+    path = config.data.data_dir / "manifest.json"
+    return Manifest.load(path) if path.exists() else None
+
+
+def vocab_size(config: RunConfig) -> int:
+    """Return the vocabulary size of the prepared data, else the configured one.
+
+    A pretrained tokenizer is not downloaded; it counts as GPT-2's, with 50,257 entries.
+    """
+    if manifest := load_manifest(config):
+        return manifest.vocab_size
+    return config.tokenizer.vocab_size if config.tokenizer.pretrained is None else _GPT2_VOCAB_SIZE
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that a run could allocate on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available  # MPS shares the main memory
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes on the disk that holds `folder`, or will hold it."""
+    return shutil.disk_usage(_nearest_existing(folder)).free
+
+
+def check_memory(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Diagnostic]:
+    """Compare the estimated peak memory of training on one device with its free memory."""
+    free = free_memory(device)
+    per_device = resolve_per_device_batch_size(config, device, precision=run_precision)
+    needed = _needed_memory(config, device, run_precision, per_device)
+    text = (
+        f"a process needs about {format_bytes(needed)} at train.per_device_batch_size {per_device}, "
+        f"{format_bytes(free)} free"
+    )
+    if needed <= free:
+        yield Diagnostic("memory", "ok", text)
+        return
+    fitting = [
+        rows
+        for rows in range(1, per_device)
+        if config.train.batch_size % rows == 0 and _needed_memory(config, device, run_precision, rows) <= free
+    ]
+    if fitting:
+        remedy = f"--train.per_device_batch_size {max(fitting)} (same results, more micro-batches)"
+    else:
+        remedy = "stop other programs, or use a smaller preset or --data.seq_len"
+    yield Diagnostic("memory", "PROBLEM", text, remedy)
+
+
+def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, rows: int) -> float:
+    estimate = estimate_memory(
+        config, device, precision=run_precision, rows=rows, vocab_size=vocab_size(config)
+    )
+    return _MEMORY_MARGIN * estimate.total + _INTERPRETER_BYTES
+
+
+def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
+    """Compare the largest size of the run directory with the free disk space."""
+    model, train = config.model_config(vocab_size=vocab_size(config)), config.train
+    state = {"optimizer": train.optimizer, "averaged": train.ema_decay is not None}
+    needed = disk_bytes(model, keep_checkpoints=train.keep_checkpoints, **state)
+    free = free_disk(config.output_dir)
+    text = (
+        f"{config.output_dir} needs about {format_bytes(needed.run_folder)} "
+        f"({format_bytes(needed.checkpoint)} per checkpoint), {format_bytes(free)} free"
+    )
+    if needed.run_folder <= free:
+        yield Diagnostic("disk", "ok", text)
+        return
+    remedy = "free some space, or --output_dir on another disk"
+    fewer = disk_bytes(model, keep_checkpoints=1, **state).run_folder
+    if train.keep_checkpoints > 1 and fewer <= free:
+        remedy += ", or --train.keep_checkpoints 1"
+    yield Diagnostic("disk", "PROBLEM", text, remedy)
+
+
+def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:
+    """Check that the run directory is writable and which checkpoint a run would resume from."""
+    run_dir = config.output_dir
+    existing = _nearest_existing(run_dir)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Diagnostic(
+            "run directory", "PROBLEM", f"{run_dir} is not writable", "choose another --output_dir"
+        )
+        return
+    found, resume = checkpoints(run_dir), config.train.resume
+    if resume not in ("auto", "never"):
+        yield Diagnostic("run directory", "ok", f"{run_dir}: a run would start from checkpoint {resume}")
+    elif not found or resume == "never":
+        yield Diagnostic("run directory", "ok", f"{run_dir}: a run would start at step 1")
+    else:
+        check_same_run(config, run_dir)
+        yield Diagnostic("run directory", "ok", f"{run_dir}: a run would resume from {found[-1].name}")
+
+
+def check_data(config: RunConfig) -> Iterator[Diagnostic]:
+    """Check that the token files exist or can be created."""
+    source, folder = config.data.source, config.data.data_dir
+    if (folder / "manifest.json").exists():
+        manifest = ensure_prepared(config.data, config.tokenizer)
+        tokens = manifest.splits["train"]["num_tokens"]
+        yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {source} are prepared")
+    elif source == BUILTIN:
+        yield Diagnostic("data", "ok", f"{folder}: will be created from the built-in corpus")
+    elif not is_on_hub(source):
+        yield Diagnostic("data", "ok", f"{folder}: will be created from {source}")
+    else:
+        yield _check_hub_data(config)
+    pretrained = config.tokenizer.pretrained
+    if pretrained and not (folder / "tokenizer").exists() and not Path(pretrained).exists():
+        yield Diagnostic("tokenizer", "note", f"{pretrained} will be loaded from the Hub or its cache")
+
+
+def _check_hub_data(config: RunConfig) -> Diagnostic:
+    """Check that a Hub dataset is downloaded, or is reachable and fits on the disk."""
+    source, folder = config.data.source, config.data.data_dir
+    if (folder / "raw" / "source.json").exists():
+        return Diagnostic("data", "ok", f"{folder}: the stories of {source} are downloaded")
+    try:
+        info = HfApi().dataset_info(
+            source, revision=config.data.revision, timeout=TIMEOUT_S, files_metadata=True
+        )
+    except RepositoryNotFoundError:
+        return Diagnostic("data", "PROBLEM", f"the Hub has no dataset {source}", "correct --data.source")
+    except Exception as error:  # offline, proxy, gated dataset: the type depends on the HTTP library
+        return Diagnostic(
+            "data",
+            "PROBLEM",
+            f"{source} is not downloaded, and the Hub is not reachable ({first_line(error)})",
+            "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
+        )
+    size = sum(file.size or 0 for file in info.siblings or [])
+    needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
+    text = (
+        f"{source} is on the Hub ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
+        f"{format_bytes(free)} free"
+    )
+    if needed > free:
+        return Diagnostic("data", "PROBLEM", text, "free some space, or --data.data_dir on another disk")
+    return Diagnostic("data", "ok", text)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists."""
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())

@@ -1,0 +1,471 @@
+"""Continuous-batching decoder for the models of this project.
+
+In transformers' `generate()`, a small model spends most of a step in Python, and a batch waits for its
+longest sequence. Here a step is a few operations, and the slot of a finished sequence goes to the next
+request. The computation is the model's own: `tests/generation/test_decoder.py` compares the two.
+Shapes: N active sequences, C hidden size, H heads, K key-value heads, D head_dim, I intermediate size,
+S cache positions, V vocabulary size.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from tinystories_slm.config.command_args import Backend
+from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.generation.sampling import request_rng, sample
+from tinystories_slm.kernels.build import data_ptr
+from tinystories_slm.kernels.decoding import bindings as kernels
+from tinystories_slm.model import CACHE_NAME, TinyStoriesForCausalLM
+from tinystories_slm.model.modeling_tinystories import apply_rotary_pos_emb, rope_cos_sin
+
+
+def resolve_backend(model: PreTrainedModel, requested: Backend = "auto") -> tuple[Backend, str]:
+    """Return the backend for `model` and the reason why it is not a faster one.
+
+    The order of speed is hf, torch, cpu. The result is the fastest backend that supports the model, up to
+    `requested`; `auto` sets no limit. The reason is empty for cpu.
+    """
+    if requested == "hf":
+        return "hf", "as requested"
+    if reason := _decoder_unsupported_reason(model):
+        return "hf", reason
+    if requested == "torch":
+        return "torch", "as requested"
+    if reason := _kernels_unsupported_reason(model):
+        return "torch", reason
+    return "cpu", ""
+
+
+def _decoder_unsupported_reason(model: PreTrainedModel) -> str:
+    """Return why `Decoder` may compute something else than `model`; empty if it computes the same."""
+    if type(model) is not TinyStoriesForCausalLM:
+        return f"{type(model).__name__} is not a model class of this project"
+    if {parameter.dtype for parameter in model.parameters()} - {torch.float32, torch.bfloat16}:
+        return "weights are neither float32 nor bfloat16"
+    if len({(parameter.dtype, parameter.device) for parameter in model.parameters()}) != 1:
+        return "weights have several dtypes or are on several devices"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return f"{name or 'the model'} has a hook"
+        if name.endswith(("_proj", "lm_head")) and type(module) is not nn.Linear:
+            return f"{name} is not a plain torch.nn.Linear"
+        if "forward" in vars(module):
+            return f"{name or 'the model'} has a replaced forward method"
+    return ""
+
+
+def _kernels_unsupported_reason(model: PreTrainedModel) -> str:
+    """Return why the CPU kernels cannot decode `model`; empty if they can."""
+    config = model.config
+    if model.device.type != "cpu":
+        return "the kernels need a CPU"
+    if config.hidden_act not in ("gelu_pytorch_tanh", "silu"):
+        return f"no kernel for {config.hidden_act}"
+    if config.head_dim > kernels.MAX_HEAD_DIM:
+        return f"no kernel for a head_dim above {kernels.MAX_HEAD_DIM}"
+    return "" if kernels.load_kernels(model.dtype) else "no working C compiler"
+
+
+@dataclass
+class _Layer:
+    """Tensors of one layer; projections of the same input are joined into one matrix."""
+
+    norm_1: Tensor
+    norm_1_bias: Tensor | None
+    qkv: Tensor  # ((H + 2K) D, C)
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Tensor  # (C, H D)
+    out_bias: Tensor | None
+    norm_2: Tensor
+    norm_2_bias: Tensor | None
+    up: Tensor  # gpt2 (I, C); llama (2 I, C), the gate rows first
+    up_bias: Tensor | None
+    down: Tensor  # (C, I)
+    down_bias: Tensor | None
+    keys: Tensor  # (slots, K, S, D); for the kernels (slots, K, S / LANES, D, LANES)
+    values: Tensor  # (slots, K, S, D)
+
+
+class Decoder:
+    """A model with its weights laid out for decoding, and a key-value cache with one slot per sequence.
+
+    Matrices and cache have the model's dtype; residual stream and norms are float32. The constructor copies
+    some of the weights: create a new decoder after the model has changed.
+
+    Args:
+        model: a model that `resolve_backend` accepts for `backend`.
+        num_slots: sequences in the cache.
+        capacity: tokens per slot, prompt included; rounded up to a multiple of `kernels.LANES`.
+        backend: `torch` or `cpu`.
+    """
+
+    def __init__(
+        self, model: TinyStoriesForCausalLM, num_slots: int, capacity: int, backend: Backend
+    ) -> None:
+        self.model, self.config, self.dtype = model, model.config, model.dtype
+        config, device, inner = model.config, model.device, model.model
+        self.is_llama = config.family == "llama"
+        capacity = -(-capacity // kernels.LANES) * kernels.LANES
+        self.embedding, self.head = inner.embed_tokens.weight, model.lm_head.weight
+        self.position_embedding = None if self.is_llama else inner.embed_positions.weight
+        self.norm, self.norm_bias = _norm_weights(inner.norm)
+        self.activation = inner.layers[0].mlp.act_fn
+        self.cos = self.sin = None
+        if self.is_llama:
+            positions = torch.arange(capacity, device=device)[None]
+            self.cos, self.sin = (table[0] for table in rope_cos_sin(config, positions, torch.float32))
+        self.kernels = kernels.load_kernels(self.dtype) if backend == "cpu" else None
+        cache_shape = (num_slots, config.num_key_value_heads, capacity, config.head_dim)
+        self.layers = [self._pack_layer(layer, cache_shape) for layer in inner.layers]
+        if self.kernels:
+            self._bind_kernel_structs(capacity)
+
+    def _pack_layer(self, layer: nn.Module, cache_shape: tuple[int, ...]) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv, qkv_bias = _concat_linears(attention.q_proj, attention.k_proj, attention.v_proj)
+        up, up_bias = (
+            _concat_linears(mlp.gate_proj, mlp.up_proj) if self.is_llama else _concat_linears(mlp.up_proj)
+        )
+        out, out_bias = _concat_linears(attention.o_proj)
+        down, down_bias = _concat_linears(mlp.down_proj)
+        norm_1, norm_1_bias = _norm_weights(layer.input_layernorm)
+        norm_2, norm_2_bias = _norm_weights(layer.post_attention_layernorm)
+        q_norm = k_norm = None
+        if self.config.qk_norm:
+            q_norm, k_norm = attention.q_norm.weight.float(), attention.k_norm.weight.float()
+        # Not torch.empty: attention multiplies masked positions by 0, and 0 * NaN is NaN.
+        keys, values = (torch.zeros(cache_shape, dtype=self.dtype, device=up.device) for _ in range(2))
+        if self.kernels:
+            keys = keys.view(*cache_shape[:2], -1, self.config.head_dim, kernels.LANES)
+        return _Layer(
+            norm_1, norm_1_bias, qkv, qkv_bias, q_norm, k_norm, out, out_bias,
+            norm_2, norm_2_bias, up, up_bias, down, down_bias, keys, values,
+        )  # fmt: skip
+
+    def _bind_kernel_structs(self, capacity: int) -> None:
+        """Fill the structs of kernels.c with addresses; attributes of `self` keep the tensors alive."""
+        config = self.config
+        half = config.head_dim // 2
+        # Both halves of a RoPE table are equal, and the kernels read the first half only.
+        self._rope_tables = [None if x is None else x[:, :half].contiguous() for x in (self.cos, self.sin)]
+        self._layer_structs = (kernels.Layer * len(self.layers))()
+        for struct, layer in zip(self._layer_structs, self.layers, strict=True):
+            for name, tensor in vars(layer).items():
+                if tensor is not None and name.endswith("bias"):
+                    tensor = tensor.float()
+                    setattr(layer, name, tensor)
+                setattr(struct, name, data_ptr(tensor))
+        tensors = (
+            self.embedding, self.position_embedding, *self._rope_tables, self.norm, self.norm_bias, self.head,
+        )  # fmt: skip
+        self._model_struct = kernels.Model(
+            len(self.layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
+            config.head_dim, config.intermediate_size, config.vocab_size, capacity, self.is_llama,
+            torch.get_num_threads(), config.norm_eps,
+            *map(data_ptr, tensors), self._layer_structs,
+        )  # fmt: skip
+        heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+        size = (2 + torch.get_num_threads()) * config.hidden_size + heads + 2 * config.intermediate_size
+        self._scratch = torch.empty(size)
+        self._logits = torch.empty(1, config.vocab_size)
+
+    def prefill(self, token_ids: list[int], slots: Sequence[int]) -> Tensor:
+        """Write the keys and values of one prompt into `slots`; return its last logits (V,).
+
+        The model's own forward pass reads the prompt in one step.
+        """
+        ids = torch.tensor([token_ids], device=self.embedding.device)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model(ids, use_cache=True, logits_to_keep=1)
+        finally:
+            self.model.train(was_training)
+        for layer, prompt in zip(self.layers, getattr(output, CACHE_NAME).layers, strict=True):
+            if self.kernels:
+                padded = F.pad(prompt.keys, (0, 0, 0, -len(token_ids) % kernels.LANES))
+                blocks = padded.unflatten(2, (-1, kernels.LANES)).transpose(3, 4)  # (1, K, blocks, D, LANES)
+                layer.keys[slots, :, : blocks.shape[2]] = blocks
+            else:
+                layer.keys[slots, :, : len(token_ids)] = prompt.keys
+            layer.values[slots, :, : len(token_ids)] = prompt.values
+        return output.logits[0, -1].float()
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy the keys and values of slot `source` over those of slot `target`."""
+        for layer in self.layers:
+            layer.keys[target], layer.values[target] = layer.keys[source], layer.values[source]
+
+    def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Read one token per sequence, `token_ids` (N,) at `positions` (N,); return the next logits (N, V).
+
+        Sequence i uses slot i, and the logits are float32. For one sequence, the `cpu` backend overwrites the
+        returned tensor in the next step.
+        """
+        if self.kernels and len(token_ids) == 1:
+            self.kernels.next_logits(
+                self._model_struct,
+                token_ids[0],
+                positions[0],
+                data_ptr(self._scratch),
+                data_ptr(self._logits),
+            )
+            return self._logits
+        device = self.embedding.device
+        at = torch.tensor(positions, device=device)
+        x = F.embedding(torch.tensor(token_ids, device=device), self.embedding).float()  # (N, C)
+        if self.position_embedding is not None:
+            x += F.embedding(at, self.position_embedding)
+        for index, layer in enumerate(self.layers):
+            inner = self._normalize(x, layer.norm_1, layer.norm_1_bias)
+            qkv = self._linear(inner, layer.qkv, layer.qkv_bias)
+            attended = self._attend_cpu(index, qkv, at) if self.kernels else self._attend(layer, qkv, at)
+            x += self._linear(attended, layer.out, layer.out_bias)
+            inner = self._normalize(x, layer.norm_2, layer.norm_2_bias)
+            inner = self._linear(inner, layer.up, layer.up_bias)
+            inner = self._activate_cpu(inner) if self.kernels else self._activate(inner)
+            x += self._linear(inner, layer.down, layer.down_bias)
+        return F.linear(self._normalize(x, self.norm, self.norm_bias), self.head).float()
+
+    def _normalize(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.is_llama:
+            x = F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+        else:
+            x = F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
+        return x.to(self.dtype)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
+
+    def _attend_cpu(self, layer_index: int, qkv: Tensor, at: Tensor) -> Tensor:
+        qkv = qkv.float()  # the kernel overwrites it
+        out = torch.empty(len(at), self.config.num_attention_heads * self.config.head_dim)
+        self.kernels.attend(
+            self._model_struct, layer_index, len(at), data_ptr(qkv), data_ptr(at), data_ptr(out)
+        )
+        return out.to(self.dtype)
+
+    def _activate_cpu(self, inner: Tensor) -> Tensor:
+        out = torch.empty(len(inner), self.config.intermediate_size, dtype=self.dtype)
+        self.kernels.activate(self._model_struct, len(inner), data_ptr(inner), data_ptr(out))
+        return out
+
+    def _activate(self, inner: Tensor) -> Tensor:
+        if self.is_llama:
+            gate, inner = inner.chunk(2, dim=-1)
+            return self.activation(gate) * inner
+        return self.activation(inner)
+
+    def _attend(self, layer: _Layer, qkv: Tensor, at: Tensor) -> Tensor:
+        config, count = self.config, len(at)
+        qkv = qkv.view(count, -1, config.head_dim)  # (N, H + 2K, D)
+        sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        query, key, value = qkv.split(sizes, dim=1)
+        if layer.q_norm is not None:
+            query, key = (
+                F.rms_norm(x.float(), weight.shape, weight, config.norm_eps).to(self.dtype)
+                for x, weight in ((query, layer.q_norm), (key, layer.k_norm))
+            )
+        query = query.unsqueeze(2)  # (N, H, 1, D)
+        if self.cos is not None:
+            cos, sin = self.cos[at, None].to(self.dtype), self.sin[at, None].to(self.dtype)  # (N, 1, D)
+            query = apply_rotary_pos_emb(query, cos, sin)
+            key = apply_rotary_pos_emb(key.unsqueeze(2), cos, sin).squeeze(2)
+        slots = torch.arange(count, device=at.device)
+        layer.keys[slots, :, at], layer.values[slots, :, at] = key, value
+        longest = int(at.max()) + 1
+        keys, values = layer.keys[:count, :, :longest], layer.values[:count, :, :longest]
+        mask = None
+        if int(at.min()) + 1 < longest:
+            mask = (torch.arange(longest, device=at.device) <= at[:, None])[:, None, None]  # (N, 1, 1, S)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+        return attended.reshape(count, -1)
+
+
+def _norm_weights(norm: nn.Module) -> tuple[Tensor, Tensor | None]:
+    bias = getattr(norm, "bias", None)
+    return norm.weight.float(), None if bias is None else bias.float()
+
+
+def _concat_linears(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of one layer that computes the concatenated outputs of `linears`."""
+    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
+    if linears[0].bias is None:
+        return weight.contiguous(), None
+    return weight.contiguous(), torch.cat([linear.bias for linear in linears])
+
+
+def decode(
+    model: TinyStoriesForCausalLM,
+    input_ids: Tensor,
+    *,
+    seeds: Sequence[int],
+    new_token_limits: Sequence[int],
+    sampling: SamplingParams,
+    stop_ids: Sequence[int],
+    batch_size: int,
+    backend: Backend,
+    on_token: Callable[[int], None] | None = None,
+    **model_kwargs: object,
+) -> Iterator[tuple[int, list[int]]]:
+    """Generate for all requests; yield (request index, new token ids) in the order in which they finish.
+
+    The ids include the stop token. The caller is `model.generate(custom_generate=partial(decode, ...))`.
+
+    Args:
+        model: the model.
+        input_ids: prompts (requests, T), padded on the left.
+        seeds: one per request.
+        new_token_limits: maximum number of new tokens, one per request.
+        sampling: sampling parameters of all requests.
+        stop_ids: token ids that end a sequence.
+        batch_size: number of slots, the sequences that are decoded at the same time.
+        backend: `torch` or `cpu`.
+        on_token: called with each new token id.
+        model_kwargs: `attention_mask` (requests, T) marks the padding; the rest is ignored.
+    """
+    # generate() would treat a parameter `attention_mask` as an option of `decode` alone and pass it twice.
+    prompts = _remove_padding(input_ids, model_kwargs.get("attention_mask"))
+    capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, new_token_limits, strict=True))
+    num_slots = min(batch_size, len(prompts))
+    with torch.inference_mode():
+        batch = _SlotBatch(Decoder(model, num_slots, capacity, backend), num_slots, sampling)
+    waiting = deque(range(len(prompts)))
+    while waiting or batch.sequences:
+        with torch.inference_mode():
+            logits = batch.step()
+            indices = [waiting.popleft() for _ in range(batch.num_to_admit(len(waiting)))]
+            if indices:
+                admitted = [
+                    _Sequence(index, prompts[index], new_token_limits[index], request_rng(seeds[index]))
+                    for index in indices
+                ]
+                logits = torch.cat([logits, batch.admit(admitted)])
+            tokens = batch.sample(logits)
+        if on_token is not None:
+            for token in tokens:
+                on_token(token)
+        for sequence in batch.retire_finished(stop_ids):
+            yield sequence.request_index, sequence.new_ids
+
+
+def _remove_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    if attention_mask is None:
+        return input_ids.tolist()
+    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+@dataclass
+class _Sequence:
+    """An active request: prompt, new tokens and random numbers."""
+
+    request_index: int
+    prompt: list[int]
+    remaining: int
+    """Number of tokens that may still be sampled."""
+    rng: random.Random
+    new_ids: list[int] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        """Position of the last token."""
+        return len(self.prompt) + len(self.new_ids) - 1
+
+    def append(self, token: int) -> None:
+        self.new_ids.append(token)
+        self.remaining -= 1
+
+
+class _SlotBatch:
+    """The active sequences; sequence i uses slot i of the decoder's cache."""
+
+    def __init__(self, decoder: Decoder, num_slots: int, sampling: SamplingParams) -> None:
+        self.decoder, self.num_slots, self.sampling = decoder, num_slots, sampling
+        self.sequences: list[_Sequence] = []
+        self._device, self._vocab_size = decoder.embedding.device, decoder.config.vocab_size
+        # (slots, V): the tokens that the repetition penalty applies to.
+        self._generated = torch.zeros(num_slots, self._vocab_size, dtype=torch.bool, device=self._device)
+
+    def step(self) -> Tensor:
+        """Return the next logits (N, V) of the active sequences."""
+        if not self.sequences:
+            return torch.empty(0, self._vocab_size, device=self._device)
+        return self.decoder.step(
+            [sequence.new_ids[-1] for sequence in self.sequences],
+            [sequence.position for sequence in self.sequences],
+        )
+
+    def num_to_admit(self, num_waiting: int) -> int:
+        """Return how many of the waiting requests get a slot now.
+
+        Requests wait until an eighth of all slots is free: a prefill costs about as much as a step, and equal
+        prompts that are admitted together share one.
+        """
+        free = self.num_slots - len(self.sequences)
+        if num_waiting == 0 or free < max(1, min(self.num_slots // 8, num_waiting)):
+            return 0
+        return min(free, num_waiting)
+
+    def admit(self, admitted: Sequence[_Sequence]) -> Tensor:
+        """Give each sequence a free slot; return the logits (len(admitted), V) of the first new tokens.
+
+        Equal prompts are read once.
+        """
+        first_slot = len(self.sequences)
+        rows_of_prompt: dict[tuple[int, ...], list[int]] = {}
+        for row, sequence in enumerate(admitted):
+            rows_of_prompt.setdefault(tuple(sequence.prompt), []).append(row)
+        logits = torch.empty(len(admitted), self._vocab_size, device=self._device)
+        for prompt, rows in rows_of_prompt.items():
+            logits[rows] = self.decoder.prefill(list(prompt), [first_slot + row for row in rows])
+        self.sequences.extend(admitted)
+        self._generated[first_slot : len(self.sequences)] = False
+        return logits
+
+    def sample(self, logits: Tensor) -> list[int]:
+        """Sample one token per sequence from `logits` (N, V), append it to its sequence and return all."""
+        generated, penalty = self._generated[: len(self.sequences)], self.sampling.repetition_penalty
+        if penalty != 1.0:
+            logits = _apply_repetition_penalty(logits, generated, penalty)
+        sampled = sample(self.sampling, logits, [sequence.rng for sequence in self.sequences])
+        if penalty != 1.0:
+            generated.scatter_(1, sampled[:, None], True)
+        tokens = sampled.tolist()
+        for sequence, token in zip(self.sequences, tokens, strict=True):
+            sequence.append(token)
+        return tokens
+
+    def retire_finished(self, stop_ids: Sequence[int]) -> list[_Sequence]:
+        """Remove and return the finished sequences; the last sequences move into their slots."""
+        slots = [
+            slot
+            for slot, sequence in enumerate(self.sequences)
+            if sequence.new_ids[-1] in stop_ids or sequence.remaining == 0
+        ]
+        finished = [self.sequences[slot] for slot in slots]
+        for slot in reversed(slots):
+            last = self.sequences.pop()
+            if slot < len(self.sequences):
+                self._move_last_slot(slot)
+                self.sequences[slot] = last
+        return finished
+
+    @torch.inference_mode()
+    def _move_last_slot(self, target: int) -> None:
+        source = len(self.sequences)
+        self.decoder.copy_slot(source, target)
+        self._generated[target] = self._generated[source]
+
+
+def _apply_repetition_penalty(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return the scores (N, V) of `RepetitionPenaltyLogitsProcessor`; `seen` (N, V) marks the tokens."""
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)

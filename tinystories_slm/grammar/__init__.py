@@ -1,0 +1,21 @@
+"""Built-in corpus: a grammar of children's stories with exactly known probabilities and entropy."""
+
+from .stories import (
+    VERSION,
+    Story,
+    entropy,
+    generate_corpus,
+    generate_story,
+    log_prob,
+    num_stories,
+)
+
+__all__ = [
+    "VERSION",
+    "Story",
+    "entropy",
+    "generate_corpus",
+    "generate_story",
+    "log_prob",
+    "num_stories",
+]

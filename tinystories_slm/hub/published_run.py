@@ -1,0 +1,135 @@
+"""Load a run for publication: the contents of its files, without paths of this machine."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinystories_slm.config import DataArgs, ModelArgs, RunConfig, TokenizerArgs, TrainArgs, to_dict
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.errors import UserError
+from tinystories_slm.runs.run_dir import RunDir, read_json_object
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ABSOLUTE_PATH = re.compile(r"[/~]|\.{1,2}(/|$)|[A-Za-z]:[\\/]|file:")
+_DIRECTORY_KEYS = ("output_dir", "data_dir")
+_PATH_OR_HUB_ID_KEYS = ("source", "pretrained", "init_from", "resume", "model", "data")
+_TEXT_KEYS = ("prompt", "story")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRun:
+    """Contents of a run directory without local paths; `{}` or `[]` for a file that does not exist."""
+
+    files: RunDir
+    config: RunConfig | None
+    """Configuration; None if the run has no config.yaml."""
+    manifest: dict[str, Any]
+    """Data manifest."""
+    evaluation: dict[str, Any]
+    """Evaluation metrics, if they belong to the model in best/."""
+    environment: dict[str, Any]
+    """Hardware, precision and package versions."""
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+    stories: list[dict[str, Any]]
+    """Lines of stories.jsonl that the model in best/ generated."""
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "PublishedRun":
+        """Load the run in `run_dir`.
+
+        Raises:
+            UserError: best/ does not hold a model, or a file is damaged.
+        """
+        files = RunDir(run_dir)
+        if not (files.best / "config.json").is_file():
+            raise UserError(
+                f"run ({run_dir}) is not a run directory with a model in best/; use the output_dir of a run"
+            )
+        config = files.load_config()
+        manifest = read_json_object(files.manifest)
+        evaluation = files.read_evaluation()
+        is_local = _is_local_revision(manifest)
+        return cls(
+            files=files,
+            config=config and _redact_config(config, source_is_local=is_local),
+            manifest=redact_paths(manifest, source_is_local=is_local),
+            evaluation=redact_paths(evaluation, source_is_local=_is_local_revision(evaluation))
+            if _is_from_best(evaluation)
+            else {},
+            environment=redact_paths(files.read_environment()),
+            metrics=files.read_metrics(),
+            stories=[redact_paths(line) for line in files.read_stories() if _is_from_best(line)],
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return self.files.path.resolve().name
+
+    @property
+    def source(self) -> str | None:
+        """Hub id of the dataset, `builtin`, or the bare name of a local file; None if unknown."""
+        return self.manifest.get("source", self.config.data.source if self.config else None)
+
+    @property
+    def is_source_on_hub(self) -> bool:
+        """Whether the manifest records a dataset of the Hub."""
+        revision = self.manifest.get("revision")
+        return revision is not None and self.source != BUILTIN and not _is_local_revision(self.manifest)
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the model that training started from; None for random weights or a local model."""
+        init_from = self.config.model.init_from if self.config else None
+        return init_from if init_from is not None and "/" in init_from and _is_hub_id(init_from) else None
+
+
+def redact_paths(values: dict[str, Any], *, source_is_local: bool = False) -> dict[str, Any]:
+    """Return `values` with every path of this machine reduced to its last part.
+
+    A string is a path if it looks absolute, or if its key allows a path and it is not a Hub id.
+    """
+    return {key: _redact(key, value, source_is_local) for key, value in values.items()}
+
+
+def _redact_config(config: RunConfig, *, source_is_local: bool) -> RunConfig:
+    values = redact_paths(to_dict(config), source_is_local=source_is_local)
+    data = values["data"] | {"data_dir": Path(values["data"]["data_dir"])}
+    return RunConfig(
+        output_dir=Path(values["output_dir"]),
+        data=DataArgs(**data),
+        tokenizer=TokenizerArgs(**values["tokenizer"]),
+        model=ModelArgs(**values["model"]),
+        train=TrainArgs(**values["train"]),
+    )
+
+
+def _redact(key: str, value: Any, source_is_local: bool) -> Any:
+    if isinstance(value, dict):
+        return redact_paths(value, source_is_local=source_is_local)
+    if isinstance(value, list):
+        return [_redact(key, item, source_is_local) for item in value]
+    if not isinstance(value, str) or key in _TEXT_KEYS:
+        return value
+    may_be_path = key in _PATH_OR_HUB_ID_KEYS and (
+        not _is_hub_id(value) or (source_is_local and key in ("source", "data"))
+    )
+    if _ABSOLUTE_PATH.match(value) or key in _DIRECTORY_KEYS or may_be_path:
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def _is_hub_id(value: str) -> bool:
+    return _HUB_ID.fullmatch(value) is not None and not ("/" in value and Path(value).exists())
+
+
+def _is_local_revision(values: dict[str, Any]) -> bool:
+    """Whether the recorded revision is the checksum of local files, not a commit of the Hub."""
+    return str(values.get("revision", "")).startswith("sha256:")
+
+
+def _is_from_best(values: dict[str, Any]) -> bool:
+    """Whether metrics or a story belong to the model in best/, as they do if they name no model."""
+    return Path(str(values.get("model", "best"))).name == "best"

@@ -1,0 +1,1 @@
+"""Atomic files and directories, locks, and formatting of units."""

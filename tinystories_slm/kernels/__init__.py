@@ -1,0 +1,1 @@
+"""CPU kernels: compilation, attention, training and decoding."""

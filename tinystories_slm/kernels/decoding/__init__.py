@@ -1,0 +1,1 @@
+"""Token generation on a CPU: C kernels, called by `generation.decoder`."""

@@ -1,0 +1,23 @@
+/* elem_t: the element type of tensors in memory, float32, or bfloat16 with -DBFLOAT16. Arithmetic is float32. */
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef BFLOAT16
+typedef uint16_t elem_t;
+static inline float to_float(elem_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline elem_t from_float(float x) { /* round to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+#else
+typedef float elem_t;
+static inline float to_float(elem_t x) { return x; }
+static inline elem_t from_float(float x) { return x; }
+#endif

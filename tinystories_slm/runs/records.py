@@ -1,0 +1,56 @@
+"""Read the records of a run: metrics.jsonl, samples.md, and the entropy of the built-in corpus."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tinystories_slm import grammar
+from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.provenance import BUILTIN
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; a last line that a killed run left incomplete is skipped."""
+    return read_json_lines(path)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON Lines file up to the first damaged line; empty without the file."""
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    # Not `splitlines`: it also splits at U+2028 and U+0085, which a JSON string may hold.
+    for text in path.read_text(encoding="utf-8").split("\n"):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """Return (optimizer step, story) for each story of a samples.md, in file order."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    samples = []
+    # Each line of a story is quoted with `>`, so no line can look like a heading.
+    for section in re.split(r"^## step (?=\d+$)", text, flags=re.MULTILINE)[1:]:
+        step, _, quoted = section.partition("\n")
+        lines = [line.removeprefix(">").removeprefix(" ") for line in quoted.strip().splitlines()]
+        samples.append((int(step), "\n".join(lines)))
+    return samples
+
+
+def entropy_per_token(manifest: Manifest) -> float | None:
+    """Return the entropy of the built-in corpus in nats per token of this vocabulary.
+
+    None for every other source: its entropy is unknown.
+    """
+    if manifest.source != BUILTIN:
+        return None
+    validation = manifest.splits["validation"]
+    return grammar.entropy() * validation["num_stories"] / validation["num_tokens"]

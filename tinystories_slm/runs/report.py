@@ -1,0 +1,248 @@
+"""Write report.html: one page about a run, rendered from the files of its run directory."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from tinystories_slm.config.command_args import ReportArgs
+from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.errors import UserError
+from tinystories_slm.io.units import format_duration
+from tinystories_slm.model_costs import num_parameters
+from tinystories_slm.runs.chart import Curve, render_chart
+from tinystories_slm.runs.records import entropy_per_token
+from tinystories_slm.runs.run_dir import RunDir
+
+# Stories shown: a run of a thousand evaluations has a thousand similar ones.
+_MAX_SAMPLES = 12
+_MAX_GENERATED = 3
+_MAX_MARKERS = 60
+
+_EVALUATION = {
+    "loss": "loss, nats per token",
+    "entropy": "corpus entropy, nats per token",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "entropy_bits_per_byte": "corpus entropy, bits per byte",
+    "accuracy": "next-token accuracy",
+    "num_stories": "stories scored",
+    "num_tokens": "tokens scored",
+    "num_bytes": "bytes scored",
+}
+
+
+def report(args: ReportArgs) -> Path:
+    """Write the report of `args.run` and print its path.
+
+    Raises:
+        UserError: `args.run` is not a run directory, or one of its files is damaged.
+    """
+    if not RunDir(args.run).config.is_file():
+        raise UserError(
+            f"run ({args.run}) is not a run directory: config.yaml does not exist; use one such as runs/9m"
+        )
+    path = write_report(args.run)
+    print(path)
+    return path
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory; the file is replaced atomically.
+
+    The page omits everything that the run has not recorded yet.
+    """
+    files = RunDir(run_dir)
+    page = _template().render(**_page_contents(files))
+    partial = files.report.with_name("report.html.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, files.report)
+    return files.report
+
+
+@cache
+def _template() -> Template:
+    loader = PackageLoader("tinystories_slm.runs", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _page_contents(files: RunDir) -> dict[str, Any]:
+    """Return the variables of the template."""
+    # Plain YAML: a page about a run of another version also shows options that this one does not have.
+    config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+    lines = files.read_metrics()
+    manifest = files.load_manifest()
+    evaluation = files.read_evaluation()
+    entropy = entropy_per_token(manifest) if manifest else evaluation.get("entropy")
+    step = max((line["step"] for line in lines), default=0)
+    return {
+        "name": files.path.absolute().name,
+        "step": step,
+        "max_steps": max(config["train"]["max_steps"], step),
+        "summary": _summary(files, config, manifest),
+        "tiles": _tiles(lines, entropy, evaluation),
+        "entropy": entropy,
+        "wide_loss": _loss_chart(lines, entropy, width=1060, height=330),
+        "narrow_loss": _loss_chart(lines, entropy, width=400, height=290),
+        "charts": _small_charts(lines),
+        "samples": _evenly_spaced(files.read_samples()),
+        "generated": _read_generated(files),
+        "evaluation": [
+            (_EVALUATION.get(name, name.replace("_", " ")), _format_metric(name, value))
+            for name, value in evaluation.items()
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        ],
+        "config": {
+            section: {name: _format_option(value) for name, value in values.items()}
+            for section, values in config.items()
+            if isinstance(values, Mapping)
+        },
+        "environment": _environment_rows(files.read_environment()),
+    }
+
+
+def _summary(files: RunDir, config: dict[str, Any], manifest: Manifest | None) -> str:
+    """Return a line about the model and its training data."""
+    model, data = config["model"], config["data"]
+    parts = [f"{model['num_hidden_layers']} layers x {model['hidden_size']}, {model['family']} family"]
+    if manifest:
+        try:
+            if run_config := files.load_config():
+                architecture = run_config.model_config(vocab_size=manifest.vocab_size)
+                parts.insert(0, f"{num_parameters(architecture):,} parameters")
+        except UserError:
+            pass  # config.yaml of another version: the page omits the parameter count
+        parts.append(f"vocabulary {manifest.vocab_size:,}")
+    parts.append(f"trained on {_format_option(data['source'])}")
+    return ", ".join(parts)
+
+
+def _tiles(
+    lines: list[dict[str, Any]], entropy: float | None, evaluation: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Return (title, value, note) of the most important metrics."""
+    tiles = []
+    losses = [(line["val/loss"], line["step"]) for line in lines if "val/loss" in line]
+    if losses:
+        loss, step = min(losses)
+        note = f"corpus entropy {entropy:.4f}" if entropy else f"perplexity {_safe_exp(loss):.2f}"
+        tiles.append(("best validation loss", f"{loss:.4f}", f"at step {step:,}; {note}"))
+    if "bits_per_byte" in evaluation:
+        entropy_bits = evaluation.get("entropy_bits_per_byte")
+        note = f"corpus entropy {entropy_bits:.4f}" if entropy_bits else "comparable across vocabularies"
+        tiles.append(("bits per byte", f"{evaluation['bits_per_byte']:.4f}", note))
+    if lines:
+        seconds = max((line.get("seconds", 0) for line in lines), default=0)
+        note = f"in {format_duration(seconds)}" if seconds else "so far"
+        tiles.append(("training tokens", _format_count(lines[-1]["tokens"]), note))
+    if speeds := _values(lines, "train/tokens_per_second"):
+        mfu = _values(lines, "train/mfu")
+        note = f"{100 * median(mfu):.0f}% of the device's peak" if mfu else "median of the run"
+        tiles.append(("tokens per second", _format_count(median(speeds)), note))
+    return tiles
+
+
+def _loss_chart(
+    lines: list[dict[str, Any]], entropy: float | None, *, width: int, height: int
+) -> Markup | None:
+    curves = _curves(lines, ("train/loss", "training", False), ("val/loss", "validation", True))
+    if not curves:
+        return None
+    return Markup(render_chart("loss", curves, width=width, height=height, log=True, level=entropy))
+
+
+def _small_charts(lines: list[dict[str, Any]]) -> list[tuple[str, str, Markup]]:
+    """Return (title, unit, svg) of each metric that was logged."""
+    norms = [value for value in _values(lines, "train/grad_norm") if value > 0]
+    has_spikes = bool(norms) and max(norms) > 20 * median(norms)
+    metrics = [
+        ("Learning rate", "", "train/lr", False, "{:.2g}".format),
+        ("Gradient norm", "before clipping", "train/grad_norm", has_spikes, "{:g}".format),
+        ("Throughput", "tokens per second", "train/tokens_per_second", False, _format_count),
+        ("Utilization", "share of the peak (MFU)", "train/mfu", False, "{:.0%}".format),
+    ]
+    charts = []
+    for title, unit, name, log, tick in metrics:
+        if curves := _curves(lines, (name, title.lower(), False)):
+            charts.append((title, unit, Markup(render_chart(title, curves, log=log, tick=tick))))
+    return charts
+
+
+def _curves(lines: list[dict[str, Any]], *metrics: tuple[str, str, bool]) -> list[Curve]:
+    """Return a curve for each (metric, label, with markers) that has finite values."""
+    curves = []
+    for name, label, markers in metrics:
+        points = [(line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+        if points:
+            curves.append(Curve(label, points, markers=markers and len(points) <= _MAX_MARKERS))
+    return curves
+
+
+def _values(lines: list[dict[str, Any]], name: str) -> list[float]:
+    """Return the finite values of a metric."""
+    return [line[name] for line in lines if math.isfinite(line.get(name, math.nan))]
+
+
+def _evenly_spaced(samples: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return at most `_MAX_SAMPLES`: the first, the last and evenly spaced ones between them."""
+    if len(samples) <= _MAX_SAMPLES:
+        return samples
+    last = len(samples) - 1
+    return [samples[round(i * last / (_MAX_SAMPLES - 1))] for i in range(_MAX_SAMPLES)]
+
+
+def _read_generated(files: RunDir) -> list[str]:
+    """Return the first stories of stories.jsonl, prompt included."""
+    return [str(line["story"]) for line in files.read_stories() if "story" in line][:_MAX_GENERATED]
+
+
+def _environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in environment.items():
+        if name == "packages":
+            rows += [(package, str(version)) for package, version in value.items()]
+        elif name == "peak_flops_per_second":
+            rows.append(("assumed peak", f"{value / 1e12:,.3g} TFLOP/s per process"))
+        else:
+            rows.append((name.replace("_", " "), _format_option(value)))
+    return rows
+
+
+def _format_option(value: Any) -> str:
+    """Return `value` as in YAML, and only the last part of an absolute path: the page may be shared."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str) and Path(value).is_absolute():
+        return f".../{Path(value).name}"
+    return str(value)
+
+
+def _format_metric(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if name == "accuracy":
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _format_count(number: float) -> str:
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def _safe_exp(loss: float) -> float:
+    """Return e to the power of `loss`, limited to avoid an overflow."""
+    return math.exp(min(loss, 700.0))
