@@ -41,7 +41,7 @@ transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 # Tests that depend on other libraries, on the lowest versions that setup.cfg allows.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest -n auto --dist loadfile tests/model tests/generation tests/hub tests/export \
-		tests/test_private_names.py tests/test_smoke.py
+		tests/config tests/test_private_names.py tests/test_smoke.py
 
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg

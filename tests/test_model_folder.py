@@ -1,6 +1,7 @@
 """Model folders: replaced atomically, loaded with equal weights with and without this package."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -86,3 +87,15 @@ print(model(ids.input_ids).logits.double().sum().item())
     assert text.startswith("The fox")
     ids = torch.tensor([tokenizer("The fox").input_ids])
     assert float(logits_sum) == model_with_tokenizer(ids).logits.double().sum().item()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_saved_files_have_the_mode_of_the_umask(model_with_tokenizer, tokenizer, tmp_path, umask):
+    earlier = os.umask(umask)
+    try:
+        folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
+    finally:
+        os.umask(earlier)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask} and "model.safetensors" in modes

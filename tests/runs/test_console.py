@@ -70,6 +70,13 @@ def test_eta_is_logged_once_and_excludes_warm_up(clock, lines):
     assert etas == ["time: about 10 min left, from the throughput of the last 10 steps"]
 
 
+def test_eta_ends_at_the_time_limit(clock, lines):
+    display = ProgressDisplay(100_000, first_step=0, enabled=True, end_s=clock.s + 600)
+    run_steps(display, clock, steps=range(1, 101), step_seconds=1.0)
+    [eta] = [line for line in lines() if line.startswith("time:")]
+    assert eta.startswith("time: about 10 min left") or eta.startswith("time: about 9 min left")
+
+
 def test_display_shows_a_bar_on_a_terminal(clock, lines, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(console.sys, "stderr", screen)

@@ -7,7 +7,9 @@ from tinystories_slm.runs.records import entropy_per_token, read_metrics, read_s
 
 
 def test_samples_are_read_as_they_were_logged(tmp_path):
-    samples = [(10, "One line."), (20, "Two paragraphs.\n\n## step 99\n> quoted\nThe end."), (30, "")]
+    separators = "A line\u2028and\u2029another\x85one\x0c."  # str.splitlines() splits at each
+    paragraphs = "Two paragraphs.\n\n## step 99\n> quoted\nThe end."
+    samples = [(10, "One line."), (20, paragraphs), (30, ""), (40, separators)]
     recorder = RunRecorder(tmp_path)
     for step, story in samples:
         recorder.log_sample(story, step=step)

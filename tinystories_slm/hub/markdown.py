@@ -13,7 +13,7 @@ def escape_markdown(text: str) -> str:
 
 def quote_markdown(text: str) -> str:
     """Return the lines of `text` as a block quote."""
-    return "\n".join(f"> {escape_markdown(line)}".rstrip() for line in text.splitlines())
+    return "\n".join(f"> {escape_markdown(line)}".rstrip() for line in text.split("\n"))
 
 
 def escape_code(text: str) -> str:

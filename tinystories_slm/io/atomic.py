@@ -93,6 +93,7 @@ def replace_directory(new: Path, folder: Path) -> None:
 
     A kill between the two renames leaves no `folder`; `recover_directory` then restores the old one.
     """
+    apply_umask(new)
     fsync_directory(new)
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
@@ -101,6 +102,18 @@ def replace_directory(new: Path, folder: Path) -> None:
     new.rename(folder)
     fsync_directory(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def apply_umask(folder: Path) -> None:
+    """Set the mode of every file in `folder` to what the umask allows.
+
+    safetensors writes files that only their owner can read: no web server, colleague or container could.
+    """
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def recover_directory(folder: Path) -> None:

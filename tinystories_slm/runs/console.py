@@ -23,7 +23,8 @@ ETA_AFTER_STEPS = 20
 class ProgressDisplay:
     """Show the progress of the optimizer steps `first_step` to `max_steps`; silent unless `enabled`."""
 
-    def __init__(self, max_steps: int, *, first_step: int, enabled: bool):
+    def __init__(self, max_steps: int, *, first_step: int, enabled: bool, end_s: float | None = None):
+        """Take `end_s`, the `time.perf_counter()` of the time limit, if the run has one."""
         self._enabled = enabled
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -34,7 +35,7 @@ class ProgressDisplay:
             disable=not (enabled and self._on_terminal),
             dynamic_ncols=True,
         )
-        self._first_step, self._max_steps = first_step, max_steps
+        self._first_step, self._max_steps, self._end_s = first_step, max_steps, end_s
         self._started_s = self._last_line_s = time.perf_counter()
         # (step, time) of the first logged metrics: the steps before include compilation and warm-up.
         self._eta_start: tuple[int, float] | None = None
@@ -86,14 +87,15 @@ class ProgressDisplay:
                 )  # fmt: skip
 
     def _eta_s(self, step: int, now_s: float) -> float | None:
-        """Return the remaining seconds at the mean speed since the first logged metrics.
+        """Return the seconds left at the mean speed since the first logged metrics, or to the time limit.
 
         None at the first metrics, where the speed is unknown, and at the last step.
         """
         start_step, start_s = self._eta_start or (step, now_s)
         if step == start_step or step == self._max_steps:
             return None
-        return (self._max_steps - step) * (now_s - start_s) / (step - start_step)
+        eta_s = (self._max_steps - step) * (now_s - start_s) / (step - start_step)
+        return eta_s if self._end_s is None else min(eta_s, max(0.0, self._end_s - now_s))
 
     def _is_line_due(self, now_s: float) -> bool:
         interval_s = max(_MIN_LOG_INTERVAL_S, _MIN_LOG_INTERVAL_FRACTION * (now_s - self._started_s))

@@ -113,5 +113,5 @@ class RunRecorder:
 
 
 def _format_sample(step: int, story: str) -> str:
-    quoted = "\n".join(f"> {line}".rstrip() for line in story.splitlines())
+    quoted = "\n".join(f"> {line}".rstrip() for line in story.split("\n"))
     return f"## step {step}\n\n{quoted}\n\n"

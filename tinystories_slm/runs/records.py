@@ -40,7 +40,7 @@ def read_samples(path: Path) -> list[tuple[int, str]]:
     # Each line of a story is quoted with `>`, so no line can look like a heading.
     for section in re.split(r"^## step (?=\d+$)", text, flags=re.MULTILINE)[1:]:
         step, _, quoted = section.partition("\n")
-        lines = [line.removeprefix(">").removeprefix(" ") for line in quoted.strip().splitlines()]
+        lines = [line.removeprefix(">").removeprefix(" ") for line in quoted.strip("\n").split("\n")]
         samples.append((int(step), "\n".join(lines)))
     return samples
 

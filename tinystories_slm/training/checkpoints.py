@@ -22,7 +22,7 @@ from tinystories_slm.config import RunConfig, load_config, to_dict
 from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import fsync_directory
+from tinystories_slm.io.atomic import apply_umask, fsync_directory
 from tinystories_slm.training.ema import EMA
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def save_checkpoint(
         record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
         record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        apply_umask(partial)
         fsync_directory(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

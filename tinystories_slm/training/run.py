@@ -262,6 +262,7 @@ def _build_run(
             write_environment(config.output_dir, accelerator, runtime, peak)
             log_run_plan(config, accelerator, runtime, model.config, data.manifest, peak, step=progress.step)
         eos_token_id = data.manifest.eos_token_id
+        started_s = session_start_s - progress.seconds
         return TrainingRun(
             config=config,
             accelerator=accelerator,
@@ -275,10 +276,15 @@ def _build_run(
             ema=ema,
             progress=progress,
             recorder=_build_recorder(config, accelerator, data.manifest, step=progress.step),
-            display=ProgressDisplay(args.max_steps, first_step=progress.step, enabled=is_main),
+            display=ProgressDisplay(
+                args.max_steps,
+                first_step=progress.step,
+                enabled=is_main,
+                end_s=None if args.max_minutes is None else started_s + 60 * args.max_minutes,
+            ),
             peak_flops=peak,
             lock=lock,
-            started_s=session_start_s - progress.seconds,
+            started_s=started_s,
             timer_start_step=progress.step,
         )
 
