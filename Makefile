@@ -9,6 +9,8 @@ PYTHON ?= python3
 DATA ?= builtin
 
 BIN := .venv/bin
+# pip trusts the certificates of the system, uv only with this variable; the variable has had two names.
+UV := UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1 $(BIN)/uv
 # The last part of DATA, including blanks.
 name := $(shell basename '$(DATA)')
 # configs/quickstart.yaml has the folders of the built-in corpus; another source gets separate folders.
@@ -46,9 +48,9 @@ test-lowest: .venv-lowest/installed
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg
 	$(PYTHON) -m venv --clear --without-pip .venv-lowest
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra lowest setup.cfg --no-annotate --no-header \
+	$(UV) pip compile --quiet --resolution lowest-direct --extra lowest setup.cfg --no-annotate --no-header \
 		| grep -vE '^(torch|triton|nvidia-.*)==' > .venv-lowest/requirements.txt
-	$(BIN)/uv pip install --quiet --no-deps --python .venv-lowest/bin/python -r .venv-lowest/requirements.txt
+	$(UV) pip install --quiet --no-deps --python .venv-lowest/bin/python -r .venv-lowest/requirements.txt
 	@site=$$(.venv-lowest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 		$(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_path("purelib"), os.getcwd(), sep="\n")' \
 		> $$site/shared.pth
