@@ -72,7 +72,7 @@ def test_every_model_knob_is_a_field_of_the_architecture():
         (["--lr", "1"], ["'lr'", "did you mean train.lr"]),
         (["--train.max_steps", "many"], ["train.max_steps", "'many'", "int"]),
         (["--train.max_steps", "1.5"], ["train.max_steps", "1.5", "int"]),
-        (["--data.max_stories", "some"], ["data.max_stories", "'some'", "int or null"]),
+        (["--data.max_stories", "some"], ["data.max_stories", "'some'", "int", "null"]),
         (["--train.compile", "perhaps"], ["train.compile", "perhaps", "bool", "auto"]),
         (["--train.mixed_precision", "bf8"], ["train.mixed_precision", "bf8", "'bf16'"]),
         (["--train.warmup_steps", "2000"], ["train.warmup_steps (2000)", "train.max_steps (2000)"]),

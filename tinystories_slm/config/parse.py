@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -38,10 +38,14 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
     try:
         given, texts = _set_null_texts_aside(given, args_type)
         namespace = parser.parse_args(_config_files_first(_expand_switches(given, args_type)))
-        for name, text in texts.items():
-            namespace[name] = text
         _reject_null_sections(namespace, args_type)
         values = vars(parser.instantiate(namespace))
+        for name, text in texts.items():
+            section, _, field_name = name.rpartition(".")
+            if section:
+                values[section] = replace(values[section], **{field_name: text})
+            else:
+                values[field_name] = text
     except (
         ArgumentError,
         TypeError,
