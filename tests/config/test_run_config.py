@@ -2,7 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,7 +174,7 @@ def test_print_config_is_a_file_that_loads(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    sorted(path.name for path in (Path(__file__).parent.parent / "scripts").glob("*.py")),
+    sorted(path.name for path in (ROOT / "scripts").glob("*.py")),
 )
 def test_help_states_defaults_and_units(script):
     done = run_script(script, "--help")
@@ -182,9 +182,9 @@ def test_help_states_defaults_and_units(script):
     assert done.returncode == 0
     assert "default: " in done.stdout
     expected = {
-        "generate.py": "Tokens added to the prompt",
-        "evaluate.py": "Stories scored",
-        "report.py": "Run folder",
+        "generate.py": "Maximum number of new tokens",
+        "evaluate.py": "Number of stories to score",
+        "report.py": "Run directory",
         "export.py": "Type of the weights in `gguf`",
         "push_to_hub.py": "List every file with its size",
     }
