@@ -31,6 +31,7 @@ def __getattr__(name: str) -> Any:
     return getattr(model, name)
 
 
-# A command that only prints its options needs neither torch nor transformers: 3 s and more on two cores.
-if not {"-h", "--help"} & set(sys.argv[1:]):
+# A command that only prints its options needs neither torch nor transformers: 3 s and more on two cores. Not
+# `-h`, which other programs use for a host or a height.
+if "--help" not in sys.argv[1:]:
     _register_auto_classes()

@@ -81,3 +81,18 @@ def test_a_stray_rank_hides_no_error(rank):
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"RANK": rank}, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: run (absent)"), done.stderr
+
+
+def test_h_of_another_program_does_not_keep_the_model_from_being_registered():
+    code = (
+        "import sys; sys.argv = ['serve.py', '-h', '0.0.0.0']; import tinystories_slm\n"
+        "from transformers import AutoConfig; print(AutoConfig.for_model('tinystories_slm').model_type)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "tinystories_slm", done.stderr
+
+
+def test_publishing_does_not_import_matplotlib():
+    code = "import sys, tinystories_slm.hub.push; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr

@@ -10,6 +10,7 @@ from tinystories_slm.config import (
     ModelArgs,
     RunConfig,
     TrainArgs,
+    flatten,
     load_config,
     parse,
     parse_config,
@@ -263,3 +264,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     assert (config.output_dir, config.data.data_dir) == (tmp_path / "run", tmp_path / "data")
     (tmp_path / "out").mkdir()
     assert parse(GenerateArgs, ["--model=m", "--output=~/out/a.jsonl"]).output == tmp_path / "out" / "a.jsonl"
+
+
+def test_flatten_joins_nested_keys():
+    assert flatten({"a": 1, "b": {"c": None, "d": {"e": "x"}}}) == {"a": 1, "b.c": None, "b.d.e": "x"}

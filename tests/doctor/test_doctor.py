@@ -57,7 +57,7 @@ def test_doctor_finds_no_problem_in_the_debug_preset(tmp_path):
         "memory", "precision", "attention", "torch.compile", "learning", "time", "page faults",
     }  # fmt: skip
     assert f"torch {version('torch')}" in done.stdout
-    assert re.search(r"sdpa: fp32 \de-\d+, bf16 \de-\d+, fp16 \de-\d+, used", done.stdout)
+    assert re.search(r"matmul: fp32 \de-\d+, bf16 \de-\d+, fp16 \de-\d+, used", done.stdout)
     assert re.search(r"about \d+ s on one process: 20 steps of ", done.stdout)
     result = json.loads(output.read_text())
     assert result["problems"] == 0 and len(result["findings"]) >= 15
@@ -164,15 +164,26 @@ def test_check_attention_detects_wrong_results(monkeypatch, factor):
         "scaled_dot_product_attention",
         lambda q, k, v, **kwargs: correct(q, k, v, **kwargs) * factor,
     )
-    found = list(numerics.check_attention(debug_config(), CPU, "no"))
+    config = debug_config("--train.attention", "sdpa")
+    found = list(numerics.check_attention(config, CPU, "no"))
     verdicts = {diagnostic.text.split(":")[0]: diagnostic.verdict for diagnostic in found}
     assert verdicts["eager"] == "ok" and verdicts["sdpa"] == "PROBLEM"
-    assert "fp32" in found[1].text and "WRONG" in found[1].text
+    sdpa = next(diagnostic for diagnostic in found if diagnostic.text.startswith("sdpa"))
+    assert "fp32" in sdpa.text and "WRONG" in sdpa.text and sdpa.text.endswith("used")
+
+
+def test_check_attention_examines_the_backend_of_the_run(monkeypatch):
+    """On a CPU that is `matmul`, which the doctor once left out."""
+    baddbmm = torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *args: 1.5 * baddbmm(*args))
+    found = list(numerics.check_attention(debug_config(), CPU, "no"))
+    [problem] = [diagnostic for diagnostic in found if diagnostic.verdict == "PROBLEM"]
+    assert problem.text.startswith("matmul: fp32") and problem.text.endswith("used")
 
 
 def test_check_attention_covers_every_precision():
-    eager, sdpa, flex, flash = numerics.check_attention(debug_config(), CPU, "no")
-    assert (eager.verdict, sdpa.verdict) == ("ok", "ok")
+    eager, matmul, sdpa, flex, flash = numerics.check_attention(debug_config(), CPU, "no")
+    assert (eager.verdict, matmul.verdict, sdpa.verdict) == ("ok", "ok", "ok")
     errors = [float(e) for e in re.findall(r"\w+ (\de[-+]\d+)", sdpa.text)]
     assert errors[0] < 1e-5 < errors[2] < errors[1] < 0.1  # fp32, fp16, bf16
     assert (flex.verdict, flash.verdict) == ("note", "note")

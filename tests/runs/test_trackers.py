@@ -13,7 +13,7 @@ from tinystories_slm.config import save_config
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.recorder import RunRecorder
 from tinystories_slm.runs.records import read_metrics
-from tinystories_slm.runs.trackers import Tracker, flatten, tracker_options
+from tinystories_slm.runs.trackers import Tracker, tracker_options
 from tinystories_slm.training import train
 
 
@@ -174,7 +174,3 @@ def test_other_processes_do_not_log(tiny_run):
     tracker.log({"train/loss": 1.0}, step=1)
     tracker.close()
     assert not config.output_dir.exists()
-
-
-def test_flatten_joins_nested_keys():
-    assert flatten({"a": 1, "b": {"c": None, "d": {"e": "x"}}}) == {"a": 1, "b.c": None, "b.d.e": "x"}

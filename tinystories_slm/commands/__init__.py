@@ -87,17 +87,18 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
 
 def main() -> None:
     """Run `tinystories-slm COMMAND ...`."""
-    name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "--help"
+    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name = given.replace("-", "_")  # push-to-hub is push_to_hub
     if name in COMMANDS:
         sys.argv[0] = f"tinystories-slm {sys.argv.pop(1)}"
         run(name)
         return
     lines = [f"  {command:<16} {described.summary}" for command, described in COMMANDS.items()]
     overview = "\n".join(["usage: tinystories-slm COMMAND [--help] [options]", "", *lines])
-    if name in ("--help", "_h", "-h", "__help"):
+    if given in ("-h", "--help"):
         print(overview)
         return
-    print(f"error: unknown command {sys.argv[1]!r}\n{overview}", file=sys.stderr)
+    print(f"error: unknown command {given!r}\n{overview}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 from tinystories_slm.config.parse import parse
 from tinystories_slm.config.run_config import (
     RunConfig,
+    flatten,
     load_config,
     parse_config,
     save_config,
@@ -33,6 +34,7 @@ __all__ = [
     "ScheduleArgs",
     "TokenizerArgs",
     "TrainArgs",
+    "flatten",
     "load_config",
     "parse",
     "parse_config",

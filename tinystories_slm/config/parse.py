@@ -12,7 +12,8 @@ from typing import TypeVar, get_args
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from tinystories_slm.config.renamed import RENAMED_OPTIONS, read_config_file, rename_flags
+from tinystories_slm.config.config_file import read_config_file
+from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_flags
 from tinystories_slm.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -68,7 +69,7 @@ def _config_files_first(argv: Sequence[str]) -> list[str]:
         if name != "--config":
             flags.append(arg)
         elif equals or (value := next(rest, None)) is not None:
-            files.append(f"--config={read_config_file(Path(value), RENAMED_OPTIONS)}")
+            files.append(f"--config={read_config_file(Path(value))}")
         else:
             files.append(arg)
     return files + flags
@@ -99,7 +100,7 @@ def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[st
             kept.append(arg)
             continue
         if name in integers and (equals or option):
-            _check_integer(name, value, integers)
+            _check_integer(name, value)
         if name in strings and (equals or option):
             texts.pop(name.removeprefix("--"), None)  # the last one counts
             if _is_null_in_yaml(value) and not (value == "null" and "." in name):
@@ -117,9 +118,9 @@ def _is_null_in_yaml(text: str) -> bool:
         return False
 
 
-def _check_integer(option: str, value: str, integers: set[str]) -> None:
+def _check_integer(option: str, value: str) -> None:
     """Raise for digits that YAML 1.1 reads as another number."""
-    if option in integers and re.fullmatch(r"[-+]?[0-9][0-9_:]*", value) and not _DECIMAL.fullmatch(value):
+    if re.fullmatch(r"[-+]?[0-9][0-9_:]*", value) and not _DECIMAL.fullmatch(value):
         raise UserError(
             f"{option.removeprefix('--')} ({value}): must be a decimal integer; write it as in 1500"
         )

@@ -1,15 +1,9 @@
 """Option names and values of earlier versions, in flags, YAML files and saved configurations."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import yaml
-
-from tinystories_slm.errors import UserError
-from tinystories_slm.resources import resource_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +48,7 @@ def rename_in_yaml(text: str, renamed: Mapping[str, tuple[str, Mapping[str, str]
 
     Text that is not YAML, or not a mapping, is returned as it is: the parser reports it.
     """
-    root = _compose(text)
+    root = compose_yaml(text)
     edits: list[tuple[int, int, str]] = []
     _collect_edits(root, "", renamed, edits)
     for start, end, replacement in sorted(edits, reverse=True):
@@ -62,57 +56,12 @@ def rename_in_yaml(text: str, renamed: Mapping[str, tuple[str, Mapping[str, str]
     return text
 
 
-def read_config_file(path: Path, renamed: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
-    """Return the path to parse, or the text of the file with current names where it has earlier ones.
-
-    `configs/9m.yaml` is found among the presets of the package where the current folder has none.
-    """
-    path = path.expanduser()
-    if not path.exists() and path.parts[:1] == ("configs",):
-        with suppress(UserError):
-            path = resource_path(path.as_posix())
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return str(path)  # the parser reports it
-    _check_nodes(_compose(text), "", path)
-    current = rename_in_yaml(text, renamed)
-    return str(path) if current == text else current
-
-
-def _compose(text: str) -> yaml.Node | None:
+def compose_yaml(text: str) -> yaml.Node | None:
     """Return the syntax tree of YAML `text`; None if it is not YAML, which the parser reports."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return None
-
-
-def _check_nodes(node: yaml.Node | None, prefix: str, path: Path) -> None:
-    """Reject what YAML 1.1 accepts and reads otherwise than it looks.
-
-    Raises:
-        UserError: a key that occurs twice, of which the first would be dropped, or an integer such as 0200
-            (octal) or 1:30 (base 60).
-    """
-    if isinstance(node, yaml.ScalarNode):
-        is_plain_integer = node.tag == "tag:yaml.org,2002:int" and node.style is None
-        if is_plain_integer and not re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value):
-            raise UserError(
-                f"{path}, line {node.start_mark.line + 1}: {prefix.rstrip('.')} ({node.value}) must be a "
-                "decimal integer; write it as in 1500, or quote it if it is text"
-            )
-        return
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        if key.value in seen:
-            raise UserError(
-                f"{path}, line {key.start_mark.line + 1}: {prefix}{key.value} occurs twice; remove one"
-            )
-        seen.add(key.value)
-        _check_nodes(value, f"{prefix}{key.value}.", path)
 
 
 def _collect_edits(

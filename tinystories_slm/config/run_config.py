@@ -1,5 +1,6 @@
 """Configuration of a run: YAML -> typed, frozen dataclasses -> flags."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,14 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     plain["output_dir"] = str(config.output_dir)
     plain["data"]["data_dir"] = str(config.data.data_dir)
     return plain
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with keys such as `train.lr`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 class _Dumper(yaml.SafeDumper):

@@ -41,12 +41,12 @@ def run_check(subject: str, check: DiagnosticCheck) -> Iterator[Diagnostic]:
         yield Diagnostic(
             subject,
             "PROBLEM",
-            f"the check failed ({first_line(error)})",
+            f"the check failed ({describe_error(error)})",
             "reinstall (`make clean story`), or report this with the output of `accelerate env`",
         )
 
 
-def first_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the error's type and the first line of its message, at most 160 characters of it."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -9,16 +9,17 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.doctor.diagnostic import Diagnostic, first_line
+from tinystories_slm.doctor.diagnostic import Diagnostic, describe_error
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.peak import measure_matmul_flops
+from tinystories_slm.kernels.attention import MATMUL
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.training.precision import resolve_precision
-from tinystories_slm.training.runtime import resolve_compile
+from tinystories_slm.training.runtime import resolve_attention, resolve_compile
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PRECISION_NAMES = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-_ATTENTION_BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
+_ATTENTION_BACKENDS = ("eager", MATMUL, "sdpa", "flex_attention", "flash_attention_2")
 # Largest relative error of a gradient against fp32 eager: a few times the error of a correct backend.
 _MAX_ERROR = {"no": 1e-4, "bf16": 0.1, "fp16": 0.02}
 _VOCAB_SIZE, _NUM_TOKENS = 512, 64
@@ -77,7 +78,7 @@ def check_attention(config: RunConfig, device: torch.device, run_precision: str)
     Only an error in the backend and precision that the run uses is a PROBLEM.
     """
     expected = _gradient(config, device, "eager", "no")
-    used = TinyStoriesForCausalLM(_reduced_config(config)).config._attn_implementation
+    used = resolve_attention(config, device)
     for name in _ATTENTION_BACKENDS:
         reason = _unavailable_reason(name, device)
         cells, wrong = [], []
@@ -85,7 +86,7 @@ def check_attention(config: RunConfig, device: torch.device, run_precision: str)
             try:
                 error = _relative_error(_gradient(config, device, name, precision), expected)
             except Exception as failure:  # each backend raises its own types
-                reason = first_line(failure)
+                reason = describe_error(failure)
                 wrong.append(precision)
                 continue
             is_correct = error <= _MAX_ERROR[precision]  # False for NaN
@@ -110,7 +111,7 @@ def check_compile(config: RunConfig, device: torch.device, run_precision: str) -
     try:
         compiled, compiled_s = _losses(config, device, run_precision, compiled=True)
     except Exception as error:  # no C++ compiler, no Triton, or a fault in either
-        text, is_correct = f"does not work here ({first_line(error)})", False
+        text, is_correct = f"does not work here ({describe_error(error)})", False
     else:
         tolerance = 1e-4 if run_precision == "no" else 1e-2
         is_correct = all(  # False for NaN

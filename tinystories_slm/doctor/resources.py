@@ -15,7 +15,7 @@ from tinystories_slm.data.hub import TIMEOUT_S
 from tinystories_slm.data.prepare import Manifest, ensure_prepared
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import is_on_hub
-from tinystories_slm.doctor.diagnostic import Diagnostic, first_line
+from tinystories_slm.doctor.diagnostic import Diagnostic, describe_error
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import disk_bytes
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
@@ -161,7 +161,7 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
         return Diagnostic(
             "data",
             "PROBLEM",
-            f"{source} is not downloaded, and the Hub is not reachable ({first_line(error)})",
+            f"{source} is not downloaded, and the Hub is not reachable ({describe_error(error)})",
             "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
         )
     size = sum(file.size or 0 for file in info.siblings or [])

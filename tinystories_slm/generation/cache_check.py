@@ -21,15 +21,19 @@ def max_cache_error(dtype: torch.dtype) -> float:
 def cache_error(model: PreTrainedModel, prompt_ids: list[int]) -> float:
     """Return the relative difference between logits with the cache and logits of one forward pass.
 
-    The model generates the greedy completion of `prompt_ids`, at most 32 tokens, with the cache, and then
-    reads the same text in one forward pass without a cache. The result is the largest absolute difference of
-    the logits, divided by the largest absolute logit; NaN if a logit is not finite.
+    The model generates the greedy completion of `prompt_ids`, 32 tokens or as many as its context takes,
+    with the cache, and then reads the same text in one forward pass without a cache. The result is the
+    largest absolute difference of the logits, divided by the largest absolute logit; NaN if a logit is not
+    finite.
 
     transformers 5.24 renamed the argument that carries the cache. A model without that argument generates
     each token from the last one alone, and transformers raises no error; this number detects it.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = _NUM_NEW_TOKENS if context is None else min(_NUM_NEW_TOKENS, context - len(prompt_ids))
+    num_new_tokens = _NUM_NEW_TOKENS
+    if context is not None:
+        prompt_ids = prompt_ids[: max(1, context // 2)]
+        num_new_tokens = min(num_new_tokens, context - len(prompt_ids))
     ids = torch.tensor([prompt_ids], device=model.device)
     output = model.generate(
         ids,
@@ -37,7 +41,9 @@ def cache_error(model: PreTrainedModel, prompt_ids: list[int]) -> float:
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,
-            max_new_tokens=room,
+            # A stop token would end the comparison before the cache is read once.
+            min_new_tokens=num_new_tokens,
+            max_new_tokens=num_new_tokens,
             use_cache=True,
             pad_token_id=prompt_ids[0],
             return_dict_in_generate=True,

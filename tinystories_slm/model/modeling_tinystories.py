@@ -45,6 +45,7 @@ _KNOWN_KWARGS = {
     *("shift_labels", "return_dict", "kernel_options"),
     *("write_index", "read_index", "logits_indices", "block_table", "logits_processor_args"),
     *("max_seqlen_q", "max_seqlen_k"),
+    *(("cache",) if CACHE_NAME != "cache" else ()),
 }
 
 
@@ -80,8 +81,6 @@ def _reject_unknown(kwargs: dict, config: TinyStoriesConfig) -> None:
         TypeError: `kwargs` has a name that transformers does not document and attention does not declare.
     """
     unknown = [name for name in kwargs if name not in _KNOWN_KWARGS]
-    if CACHE_NAME != "cache":
-        unknown = [name for name in unknown if name != "cache"]
     if not unknown:
         return
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)

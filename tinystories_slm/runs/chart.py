@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from matplotlib.ticker import LogLocator, MaxNLocator
+from tinystories_slm.runs.figures import LogLocator, MaxNLocator
 
 # About one point per pixel is enough; without a limit the page of a run of a million lines has 100 MB.
 _MAX_POINTS = 400

@@ -5,11 +5,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
-
 from tinystories_slm.io.atomic import atomic_write
+from tinystories_slm.runs.figures import Figure, FigureCanvasAgg, LogLocator, NullLocator
 from tinystories_slm.runs.report import write_report
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.runs.trackers import Tracker

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from tinystories_slm.config import RunConfig, to_dict
+from tinystories_slm.config import RunConfig, flatten, to_dict
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.run_dir import RunDir
 
@@ -135,14 +135,6 @@ class Tracker:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 logger.warning("train.tracker (%s) %s: %s", self._name, outcome, reason[:300])
             self._has_warned = True
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with keys such as `train.lr`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _read_run_ids(path: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from tinystories_slm.config import RunConfig, load_config, to_dict
+from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
 from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
@@ -195,8 +195,8 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
             f"output_dir ({run_dir}) has checkpoints but no config.yaml; choose another --output_dir, or "
             "start over with --train.resume never"
         )
-    then = _flatten(to_dict(load_config(run_dir / "config.yaml")))
-    now = _flatten(to_dict(config))
+    then = flatten(to_dict(load_config(run_dir / "config.yaml")))
+    now = flatten(to_dict(config))
     differences = [
         f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
         for name in now
@@ -246,11 +246,3 @@ def _sha256_of_files(folder: Path) -> dict[str, str]:
 
 def _sha256_of_progress(progress: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(progress).encode()).hexdigest()
-
-
-def _flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options as one dict with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in plain.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
