@@ -223,7 +223,7 @@ def test_check_memory_recommends_a_micro_batch_that_fits(monkeypatch):
 
 
 def test_check_disk_reports_too_little_space(monkeypatch):
-    config = debug_config("--train.keep_checkpoints", "20")
+    config = debug_config("--train.keep_checkpoints", "20", "--train.save_every", "1")
     monkeypatch.setattr(resources, "free_disk", lambda folder: 5_000_000)
     [diagnostic] = resources.check_disk(config)
     assert diagnostic.verdict == "PROBLEM" and "5.0 MB free" in diagnostic.text

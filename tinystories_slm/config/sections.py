@@ -14,8 +14,10 @@ MAY_CHANGE_ON_RESUME = {
     "train.tracker",
     "train.eval_every",
     "train.eval_stories",
+    "train.eval_tasks",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.retention",
     "train.per_device_batch_size",
     "train.compile",
     "train.attention",
@@ -39,7 +41,7 @@ class DataArgs:
     """Folder of raw stories, tokenizer, token files and manifest; one source per folder."""
     seq_len: int = 256
     """Tokens in a training window."""
-    packing: Literal["contiguous", "document"] = "contiguous"
+    packing: str = "contiguous"
     """`contiguous`: windows tile the token stream; `document`: each opens with a story (a story past
     `seq_len` opens several) and, seven times in eight, the end-of-text token before it."""
     max_stories: int | None = None
@@ -132,8 +134,8 @@ class ModelArgs:
 class OptimizerArgs:
     """Optimizer, its rates and decays."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
+    optimizer: str = "adamw"
+    """`adamw`; or `muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
     muon_ns_steps: int = 5
     """Newton-Schulz steps by which Muon orthogonalizes an update."""
     muon_momentum: float = 0.95
@@ -272,6 +274,9 @@ class CheckpointArgs:
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
+    retention: str = "newest"
+    """Checkpoints that are kept beside the newest: `newest`: none; `all`: every one; `powers_of_two`: those
+    of steps 1, 2, 4, 8 and so on, which are saved in addition."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
     checkpoint of another run directory branches off from it."""
@@ -295,6 +300,9 @@ class LoggingArgs:
     """Optimizer steps between evaluations; the last step is always evaluated."""
     eval_stories: int | None = None
     """Validation stories scored at each evaluation, the first ones; null for all."""
+    eval_tasks: str | None = None
+    """Further measurements at each evaluation, of 16 generated stories, separated by commas: `ended` (share
+    that ends before the length limit), `grammar` (share that the grammar of the built-in corpus accepts)."""
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""
     tracker: Literal["none", "trackio", "tensorboard", "wandb"] = "none"

@@ -19,6 +19,8 @@ from tinystories_slm.doctor.diagnostic import Diagnostic, describe_error
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import disk_bytes
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
+from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.retention import max_checkpoints
 from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
 
 # Interpreter and libraries, without tensors; measured with everything imported.
@@ -92,8 +94,12 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
 def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
     """Compare the largest size of the run directory with the free disk space."""
     model, train = config.model_config(vocab_size=vocab_size(config)), config.train
-    state = {"optimizer": train.optimizer, "averaged": train.ema_decay is not None}
-    needed = disk_bytes(model, keep_checkpoints=train.keep_checkpoints, **state)
+    state = {
+        "optimizer_bytes": optimizer_spec(train.optimizer).state_bytes(model),
+        "averaged": train.ema_decay is not None,
+    }
+    num_checkpoints = max_checkpoints(train, train.max_steps)
+    needed = disk_bytes(model, num_checkpoints=num_checkpoints, **state)
     free = free_disk(config.output_dir)
     text = (
         f"{config.output_dir} needs about {format_bytes(needed.run_folder)} "
@@ -103,9 +109,9 @@ def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
         yield Diagnostic("disk", "ok", text)
         return
     remedy = "free some space, or --output_dir on another disk"
-    fewer = disk_bytes(model, keep_checkpoints=1, **state).run_folder
-    if train.keep_checkpoints > 1 and fewer <= free:
-        remedy += ", or --train.keep_checkpoints 1"
+    fewer = disk_bytes(model, num_checkpoints=1, **state).run_folder
+    if num_checkpoints > 1 and fewer <= free:
+        remedy += ", or --train.keep_checkpoints 1 --train.retention newest"
     yield Diagnostic("disk", "PROBLEM", text, remedy)
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,20 @@ from tinystories_slm.model_folder import load_model_folder, no_progress_bars
 EXPORT_MANIFEST = "export.json"
 """File in every export: its format, the package versions and the checks. It contains no paths."""
 
-Exporter = Callable[[TinyStoriesForCausalLM, PreTrainedTokenizerBase, Path], list[EquivalenceCheck] | None]
-"""Writes into an empty folder, loads the files again, and returns its checks or raises `ExportError`."""
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFormat:
+    """A format of `export --format`: how it is written, and its facts."""
+
+    write: Callable[
+        [TinyStoriesForCausalLM, PreTrainedTokenizerBase, Path, ExportArgs], list[EquivalenceCheck]
+    ]
+    """Write the model into an empty folder, load the files again and return the checks; `ExportError` if the
+    export does not compute what the model computes."""
+    packages: tuple[str, ...] = ()
+    """Packages that this format needs and the others do not."""
+    recorded: tuple[str, ...] = ()
+    """Options of `ExportArgs` that export.json records."""
 
 
 def export(args: ExportArgs) -> Path:
@@ -38,7 +50,7 @@ def export(args: ExportArgs) -> Path:
         ExportError: the export does not compute what the model computes.
     """
     _check_output_folder(args.output)
-    write_export = _load_exporter(args)
+    export_format = _find_format(args.format)
     model, tokenizer = load_model_folder(args.model, revision=args.revision, device="cpu")
     if not isinstance(model, TinyStoriesForCausalLM):
         raise UserError(
@@ -51,7 +63,7 @@ def export(args: ExportArgs) -> Path:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir()
         with no_progress_bars(), _transformers_errors_only():
-            checks = write_export(model.to(getattr(torch, args.dtype)), tokenizer, partial) or []
+            checks = export_format.write(model.to(getattr(torch, args.dtype)), tokenizer, partial, args)
         _write_manifest(args, checks, partial)
         replace_directory(partial, args.output)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
@@ -80,19 +92,12 @@ def missing_extra_error(package: str) -> UserError:
     return UserError(f"{package} is not installed; pip install 'tinystories_slm[export]'")
 
 
-def _load_exporter(args: ExportArgs) -> Exporter:
-    """Import the exporter of `args.format`; each format needs packages that the others do not need."""
-    if args.format == "gguf":
-        _require("gguf")
-        gguf = import_module("tinystories_slm.export.gguf")
-        return lambda *model_and_folder: gguf.export_gguf(*model_and_folder, quantization=args.quantization)
-    if args.format == "onnx":
-        for package in ("onnx", "onnxruntime", "onnxscript", "transformers.exporters"):
-            _require(package)
-        onnx = import_module("tinystories_slm.export.onnx")
-        return lambda *model_and_folder: onnx.export_onnx(*model_and_folder, vendor=args.vendor)
-    module = import_module(f"tinystories_slm.export.{args.format}")
-    return getattr(module, f"export_{args.format}")
+def _find_format(name: str) -> ExportFormat:
+    if name not in EXPORT_FORMATS:
+        raise UserError(f"format ({name}): must be one of {', '.join(EXPORT_FORMATS)}")
+    for package in EXPORT_FORMATS[name].packages:
+        _require(package)
+    return EXPORT_FORMATS[name]
 
 
 def _require(package: str) -> None:
@@ -112,8 +117,7 @@ def _check_output_folder(output: Path) -> None:
 def _write_manifest(args: ExportArgs, checks: list[EquivalenceCheck], folder: Path) -> None:
     manifest = {
         "format": args.format,
-        **({"quantization": args.quantization} if args.format == "gguf" else {}),
-        **({"dtype": args.dtype} if args.format in ("custom", "native") else {}),
+        **{name: getattr(args, name) for name in EXPORT_FORMATS[args.format].recorded},
         "packages": {name: version(name) for name in ("tinystories_slm", "torch", "transformers")},
         "checks": [asdict(check) for check in checks],
     }
@@ -128,3 +132,41 @@ def _format_summary(output: Path, checks: list[EquivalenceCheck]) -> str:
         largest = max(check.max_difference for check in checks)
         lines.append(f"largest logits difference of all checks: {largest:.3g}")
     return "\n".join(lines)
+
+
+# Each format imports its module when it is used: the modules need packages that the others do not need.
+
+
+def _write_custom(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
+    from tinystories_slm.export.custom import export_custom
+
+    return export_custom(model, tokenizer, folder)
+
+
+def _write_native(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
+    from tinystories_slm.export.native import export_native
+
+    return export_native(model, tokenizer, folder)
+
+
+def _write_gguf(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
+    from tinystories_slm.export.gguf import export_gguf
+
+    return export_gguf(model, tokenizer, folder, quantization=args.quantization)
+
+
+def _write_onnx(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
+    from tinystories_slm.export.onnx import export_onnx
+
+    return export_onnx(model, tokenizer, folder, vendor=args.vendor)
+
+
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "custom": ExportFormat(write=_write_custom, recorded=("dtype",)),
+    "native": ExportFormat(write=_write_native, recorded=("dtype",)),
+    "gguf": ExportFormat(write=_write_gguf, packages=("gguf",), recorded=("quantization",)),
+    "onnx": ExportFormat(
+        write=_write_onnx, packages=("onnx", "onnxruntime", "onnxscript", "transformers.exporters")
+    ),
+}
+"""Formats by the name in `export --format`; docs/extending.md adds one."""

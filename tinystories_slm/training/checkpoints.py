@@ -19,11 +19,12 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
-from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
+from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME, CheckpointArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import apply_umask, fsync_directory
 from tinystories_slm.training.ema import EMA
+from tinystories_slm.training.retention import steps_to_delete
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,10 @@ def save_checkpoint(
     run_dir: Path,
     progress: TrainState,
     *,
-    keep: int,
+    args: CheckpointArgs,
     ema: EMA | None = None,
 ) -> Path:
-    """Write the checkpoint of `progress.step` atomically, and delete all but the newest `keep`."""
+    """Write the checkpoint of `progress.step` atomically, and delete those that `args` does not keep."""
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
@@ -91,11 +92,9 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         fsync_directory(folder.parent)
-        # A later checkpoint is damaged, because the run resumed from an earlier one. Counted among the
-        # newest `keep`, it would push out the valid ones.
-        later = [path for path in checkpoints(run_dir) if checkpoint_step(path) > progress.step]
-        for old in (*later, *checkpoints(run_dir)[: -keep - len(later)]):
-            shutil.rmtree(old)
+        by_step = {checkpoint_step(path): path for path in checkpoints(run_dir)}
+        for step in steps_to_delete(list(by_step), progress.step, args):
+            shutil.rmtree(by_step[step])
     return folder
 
 

@@ -19,6 +19,7 @@ from torch.distributed import distributed_c10d
 
 from tinystories_slm.config import RunConfig, TrainArgs
 from tinystories_slm.errors import UserError
+from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.runtime import RuntimeSettings, resolve_runtime
 
 Decision = TypeVar("Decision")
@@ -44,10 +45,11 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
     """
     args, state = config.train, _init_processes()
     runtime = resolve_runtime(config, state.device, state.num_processes)
-    if runtime.precision == "fp16" and args.optimizer == "muon":
+    if not optimizer_spec(args.optimizer).supports_fp16 and runtime.precision == "fp16":
         raise UserError(
-            "train.mixed_precision (fp16) supports one optimizer, but train.optimizer (muon) uses two; set "
-            "train.mixed_precision to bf16 or no, or train.optimizer to adamw"
+            f"train.mixed_precision (fp16): does not work with train.optimizer ({args.optimizer}), as the "
+            "gradient scaler supports one optimizer; set train.mixed_precision to bf16 or no, or "
+            "train.optimizer to adamw"
         )
     # Accelerate keeps the first precision of a process and rejects any other. A notebook or a test trains
     # more than one run.
@@ -73,10 +75,10 @@ def check_shardable(args: TrainArgs) -> None:
     Raises:
         UserError: names the alternatives.
     """
-    if args.optimizer == "muon":
+    if not optimizer_spec(args.optimizer).supports_fsdp:
         raise UserError(
-            "train.optimizer (muon) uses two optimizers, but Accelerate's FSDP saves one; use adamw, or "
-            "configs/accelerate/gpu_8_ddp.yaml"
+            f"train.optimizer ({args.optimizer}): does not work with FSDP, which shards matrices and saves "
+            "one optimizer; use adamw, or configs/accelerate/gpu_8_ddp.yaml"
         )
     if args.ema_decay is not None:
         raise UserError(

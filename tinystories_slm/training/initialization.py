@@ -34,7 +34,7 @@ def load_initial_weights(
             f"model.init_from ({source}) is a {type(source_model).__name__}; it must be a model "
             "trained by this program"
         )
-    ignored = _IGNORED_FIELDS | ({"max_position_embeddings"} if config.family == "llama" else set())
+    ignored = _IGNORED_FIELDS | ({"max_position_embeddings"} if config.has_rope else set())
     differences = [
         f"{name} is {getattr(source_model.config, name)!r} there and {getattr(config, name)!r} in this run"
         for name in TinyStoriesConfig.__annotations__

@@ -12,8 +12,10 @@ import torch
 from accelerate.utils import gather_object
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.data.packing import IGNORED_LABEL
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.evaluation.likelihood import score_stories
+from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
 from tinystories_slm.generation import generate_texts
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -21,6 +23,7 @@ from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
+from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
 
@@ -43,6 +46,8 @@ def train(config: RunConfig) -> Path:
     if is_finished(config):
         logger.info("the run in %s is already finished", config.output_dir)
         return config.output_dir
+    keep = retention_rule(args.retention)
+    parse_task_names(args.eval_tasks, "train.eval_tasks")  # fails before anything is written
     run = start_run(config)
     with closing(run), run.stop, translate_machine_errors(config, run.runtime):
         while not (run.progress.finished or run.stop_agreed):
@@ -52,7 +57,7 @@ def train(config: RunConfig) -> Path:
                 log(run, update)
             if run.is_due(args.eval_every):
                 evaluate(run)
-            if run.is_due(args.save_every) or run.stop_agreed:
+            if run.is_due(args.save_every) or run.stop_agreed or keep.saves(run.progress.step):
                 save(run)
     run.accelerator.end_training()
     progress = run.progress
@@ -79,10 +84,9 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
     model.train()
     _seed_dropout(run)
     step_loss = torch.zeros((), device=accelerator.device)
-    for input_ids in micro_batches(run):  # (per_device_batch_size, seq_len)
+    for inputs in micro_batches(run):
         with accelerator.accumulate(model):
-            # Every sequence is full, so the mean over micro-batches is the mean over the batch's tokens.
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, loss_only=True).loss
+            loss = model(**inputs, use_cache=False, loss_only=True).loss
             accelerator.backward(loss)
             step_loss += loss.detach() / accelerator.gradient_accumulation_steps
             if accelerator.sync_gradients:
@@ -139,17 +143,35 @@ def sync_stop_condition(run: TrainingRun) -> None:
     progress.finished = is_last_step or progress.time_fraction >= 1.0
 
 
-def micro_batches(run: TrainingRun) -> Iterator[torch.Tensor]:
-    """Yield this process's share of the step's batch as int64 (per_device_batch_size, seq_len)."""
+def micro_batches(run: TrainingRun) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the model inputs of this process's share of the step's batch, one micro-batch at a time.
+
+    `input_ids` and `labels` are int64 (per_device_batch_size, seq_len). The mean of the losses over
+    micro-batches and processes is the mean over all predicted tokens of the batch. If every token is
+    predicted, micro-batches have equally many. If not, `num_items_in_batch` is their mean number, by which
+    the model divides the sum.
+    """
     accelerator, args = run.accelerator, run.config.train
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
-    rows = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
-    input_ids = torch.from_numpy(rows)
-    if accelerator.device.type == "cuda":
-        input_ids = input_ids.pin_memory()  # the copy overlaps with computation
-    input_ids = input_ids.to(accelerator.device, non_blocking=True)
-    yield from input_ids.split(run.runtime.per_device_batch_size)
+    batch = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
+    rows = run.runtime.per_device_batch_size
+    input_ids = _copy_to(accelerator.device, batch.input_ids)
+    if batch.labels is batch.input_ids:
+        yield from ({"input_ids": ids, "labels": ids} for ids in input_ids.split(rows))
+        return
+    labels = _copy_to(accelerator.device, batch.labels)
+    num_predicted = (labels[:, 1:] != IGNORED_LABEL).sum().float()
+    num_items = accelerator.reduce(num_predicted, reduction="mean") * (rows / share)
+    for ids, targets in zip(input_ids.split(rows), labels.split(rows), strict=True):
+        yield {"input_ids": ids, "labels": targets, "num_items_in_batch": num_items}
+
+
+def _copy_to(device: torch.device, ids: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(ids)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # the copy overlaps with computation
+    return tensor.to(device, non_blocking=True)
 
 
 def log(run: TrainingRun, update: dict[str, float | torch.Tensor]) -> None:
@@ -184,6 +206,7 @@ def evaluate(run: TrainingRun) -> None:
         model = run.eval_model()
         loss = validation_loss(run, model)
         metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        metrics |= measure_tasks(run, model)
         if math.isfinite(loss):
             run.recorder.log(metrics, step=progress.step, tokens=run.tokens)
         run.display.show(progress.step, metrics)
@@ -204,6 +227,21 @@ def evaluate(run: TrainingRun) -> None:
             if improved:
                 save_model_folder(model, run.tokenizer, run.config.output_dir / "best")
     progress.evaluation_seconds = run.stopwatch.paused_s
+
+
+def measure_tasks(run: TrainingRun, model: TinyStoriesForCausalLM) -> dict[str, float]:
+    """Return the results of `train.eval_tasks` by `val/NAME`, on the main process; others get nothing."""
+    names = parse_task_names(run.config.train.eval_tasks, "train.eval_tasks")
+    if not names or not run.accelerator.is_main_process:
+        return {}
+    context = EvalContext(
+        model=model,
+        tokenizer=run.tokenizer,
+        max_new_tokens=run.config.data.seq_len,
+        seed=run.config.train.seed,
+    )
+    with _force_eager(run.runtime.compiled):
+        return {f"val/{result.name}": result.value for result in run_tasks(names, context)}
 
 
 def validation_loss(run: TrainingRun, model: TinyStoriesForCausalLM) -> float:
@@ -235,8 +273,8 @@ def save(run: TrainingRun) -> None:
         model = run.eval_model()
         if run.accelerator.is_main_process:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
-        keep = run.config.train.keep_checkpoints
-        save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep, ema=run.ema)
+        args = run.config.train
+        save_checkpoint(run.accelerator, run.config.output_dir, progress, args=args, ema=run.ema)
     progress.saving_seconds = run.stopwatch.paused_s
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.packing import PackedDataset, iter_documents
+from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.hardware.malloc import tune_malloc
@@ -46,6 +46,7 @@ from tinystories_slm.training.ema import EMA
 from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
+from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.run_folder import (
     check_resume,
     lock_run_dir,
@@ -108,14 +109,14 @@ class TrainingRun:
     def checks_grad_on_host(self) -> bool:
         """Whether to check the gradient norm on the host each step, which forces a device sync.
 
-        Not needed for AdamW alone, whose fused kernel skips non-finite steps on the device (see
-        `loop._should_skip_step`). Muon cannot do that. With FSDP and with the fp16 gradient scaler, other
-        code decides whether to skip.
+        Not needed for an optimizer that skips non-finite steps on the device (see
+        `loop._should_skip_step`). With FSDP and with the fp16 gradient scaler, other code decides whether
+        to skip.
         """
         accelerator = self.accelerator
         return (
             accelerator.device.type == "cpu"
-            or self.config.train.optimizer != "adamw"
+            or not optimizer_spec(self.config.train.optimizer).skips_on_device
             or accelerator.scaler is not None
             or accelerator.distributed_type == DistributedType.FSDP
         )
@@ -295,18 +296,18 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     Raises:
         UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
     """
-    data_dir = config.data.data_dir
+    data_dir, dataset_class = config.data.data_dir, packing_class(config.data.packing)
     manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
     set_step_timeout(accelerator)
     if checkpoint:
         check_same_data(manifest, run_dir_of(checkpoint))
     tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
-    dataset = PackedDataset(
+    dataset = dataset_class(
         data_dir / "train.bin",
         token_dtype=manifest.token_dtype,
         seq_len=config.data.seq_len,
         seed=config.train.seed,
-        eos_token_id=manifest.eos_token_id if config.data.packing == "document" else None,
+        eos_token_id=manifest.eos_token_id,
     )
     return _TrainingData(
         manifest=manifest,
