@@ -19,6 +19,7 @@ from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
+from tinystories_slm.training.distributed import process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
@@ -44,7 +45,12 @@ def train(config: RunConfig) -> Path:
         logger.info("the run in %s is already finished", config.output_dir)
         return config.output_dir
     run = start_run(config)
-    with closing(run), run.stop, translate_machine_errors(config, run.runtime):
+    with (
+        process_group(run.accelerator),
+        closing(run),
+        run.stop,
+        translate_machine_errors(config, run.runtime),
+    ):
         while not (run.progress.finished or run.stop_agreed):
             update = train_step(run)
             sync_stop_condition(run)
@@ -54,14 +60,16 @@ def train(config: RunConfig) -> Path:
                 evaluate(run)
             if run.is_due(args.save_every) or run.stop_agreed:
                 save(run)
-    run.accelerator.end_training()
     progress = run.progress
     if not progress.finished:
         raise TrainingInterrupted(
             f"stopped after step {progress.step} of {args.max_steps}, checkpoint saved; run the same command "
             "to resume"
         )
-    logger.info("best validation loss %.4f at step %d", progress.best_loss, progress.best_step)
+    logger.info(
+        "run complete: all %d steps saved in %s, best validation loss %.4f at step %d",
+        progress.step, config.output_dir, progress.best_loss, progress.best_step,
+    )  # fmt: skip
     return config.output_dir
 
 

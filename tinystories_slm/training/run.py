@@ -37,9 +37,11 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
 )
 from tinystories_slm.training.distributed import (
+    abandon_process_group,
     broadcast_from_main,
     build_accelerator,
     main_process_first,
+    prepare,
     set_step_timeout,
 )
 from tinystories_slm.training.ema import EMA
@@ -215,6 +217,7 @@ def start_run(config: RunConfig) -> TrainingRun:
     except BaseException:
         if lock.is_locked:
             release_run_dir(config.output_dir, lock)
+        abandon_process_group(accelerator)
         raise
 
 
@@ -245,7 +248,7 @@ def _build_run(
     set_seed(args.seed)
     model = _build_model(config, data, checkpoint)
     ema, optimizers = prepare_to_train(model, args, runtime)
-    prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
+    prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
         ema.model.to(accelerator.device)
     progress = TrainState()
