@@ -38,7 +38,7 @@ def train(config: RunConfig) -> Path:
     Raises:
         UserError: the configuration, data or checkpoint is invalid (nothing was changed), or the machine
             is out of memory or disk (saved files are intact).
-        TrainingInterrupted: SIGTERM, SIGINT or SIGUSR1 arrived; the current step was finished and saved.
+        TrainingInterrupted: a stop signal arrived (see `signals`); the current step was finished and saved.
     """
     args = config.train
     if is_finished(config):
@@ -58,7 +58,7 @@ def train(config: RunConfig) -> Path:
                 log(run, update)
             if run.is_due(args.eval_every):
                 evaluate(run)
-            if run.is_due(args.save_every) or run.stop_agreed:
+            if run.is_due(args.save_every) or run.stop_agreed or run.save_agreed:
                 save(run)
     progress = run.progress
     if not progress.finished:
@@ -111,7 +111,7 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
 
 
 def sync_stop_condition(run: TrainingRun) -> None:
-    """Synchronize elapsed time, stop requests and end of run over all processes.
+    """Synchronize elapsed time, requests to stop or save, and end of run over all processes.
 
     On several accelerators the all-reduce forces a device sync, so it runs only on logging steps and at
     the last step.
@@ -121,20 +121,29 @@ def sync_stop_condition(run: TrainingRun) -> None:
     reduce_forces_sync = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
     if reduce_forces_sync and not is_last_step and progress.step % args.log_every:
         return
-    seconds, estimated_final_seconds, stop_requests = (
+    seconds, estimated_final_seconds, stop_requests, save_requests = (
         run.seconds,
         run.estimated_final_seconds,
         float(run.stop.received is not None),
+        float(run.stop.hung_up),
     )
+    if save_requests:
+        run.stop.hung_up = False
     if accelerator.num_processes > 1:
         is_main = accelerator.is_main_process  # the times are those of the main process alone
         local = torch.tensor(
-            [seconds if is_main else 0.0, estimated_final_seconds if is_main else 0.0, stop_requests],
+            [
+                seconds if is_main else 0.0,
+                estimated_final_seconds if is_main else 0.0,
+                stop_requests,
+                save_requests,
+            ],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        seconds, estimated_final_seconds, stop_requests = accelerator.reduce(local, reduction="sum").tolist()
-    progress.seconds, run.stop_agreed = seconds, stop_requests > 0
+        sums = accelerator.reduce(local, reduction="sum").tolist()
+        seconds, estimated_final_seconds, stop_requests, save_requests = sums
+    progress.seconds, run.stop_agreed, run.save_agreed = seconds, stop_requests > 0, save_requests > 0
     if progress.step <= args.warmup_steps:
         progress.warmup_seconds = seconds
     used = time_fraction(

@@ -17,6 +17,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import PackedDataset, iter_documents
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -93,6 +94,8 @@ class TrainingRun:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_agreed: bool = False
     """Whether every process has received that one of them has a stop request."""
+    save_agreed: bool = False
+    """Whether every process has received that the terminal of one of them closed since the last step."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     timer_start_step: int = 0
     """Step at the last start of `stopwatch`; steps of an earlier session do not count for the speed."""
@@ -287,6 +290,7 @@ def _build_run(
             ),
             peak_flops=peak,
             lock=lock,
+            stop=StopRequest(stop_on_hangup=args.on_hangup == "stop" or is_launched()),
             started_s=started_s,
             timer_start_step=progress.step,
         )
