@@ -22,6 +22,7 @@ from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.distributed import process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
+from tinystories_slm.training.restore import restore_finished_run
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
 
@@ -43,6 +44,7 @@ def train(config: RunConfig) -> Path:
     args = config.train
     if is_finished(config):
         logger.info("the run in %s is already finished", config.output_dir)
+        restore_finished_run(config)
         return config.output_dir
     run = start_run(config)
     with (
