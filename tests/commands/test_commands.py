@@ -83,6 +83,21 @@ def test_a_stray_rank_hides_no_error(rank):
     assert done.returncode == 2 and done.stderr.startswith("error: run (absent)"), done.stderr
 
 
+def test_stray_ranks_hide_no_error_of_training():
+    code = (
+        "import os; from tinystories_slm.commands import run\n"
+        "for variables in ({'RANK': '', 'LOCAL_RANK': '', 'WORLD_SIZE': ''}, {'RANK': '1'},\n"
+        "                  {'RANK': '8', 'LOCAL_RANK': '0', 'WORLD_SIZE': '16', 'MASTER_ADDR': 'x'}):\n"
+        "    os.environ.update(variables)\n"
+        "    try: run('train', ['--train.max_steps=0'])\n"
+        "    except SystemExit as end: print(end.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.split() == ["2"] * 3 and done.stderr.count("error: train.max_steps (0)") == 3, (
+        done.stderr
+    )
+
+
 def test_h_of_another_program_does_not_keep_the_model_from_being_registered():
     code = (
         "import sys; sys.argv = ['serve.py', '-h', '0.0.0.0']; import tinystories_slm\n"

@@ -1,15 +1,27 @@
 """Run directory: locked, never overwritten by accident, deleted only on request."""
 
+import hashlib
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
-from training.helpers import assert_equal_tensors, load_weights, read_series
+import torch
+from training.helpers import assert_equal_tensors, load_weights, read_series, send_signals
 
-from tinystories_slm.errors import UserError
+from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.model_folder import load_model_folder
-from tinystories_slm.training import train
-from tinystories_slm.training.checkpoints import checkpoints
+from tinystories_slm.training import loop, restore_finished_run, train
+from tinystories_slm.training.checkpoints import checkpoints, read_progress
 from tinystories_slm.training.run import start_run
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a model folder, by `best/config.json` and so on."""
+    return {
+        f"{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+    }
 
 
 def test_second_run_in_a_locked_directory_raises(tiny_run, fault):
@@ -58,6 +70,58 @@ def test_models_without_checkpoints_are_not_overwritten(tiny_run):
 
     assert_equal_tensors(load_weights(run_dir / "best"), before)
     train(tiny_run())
+
+
+def test_deleted_best_of_a_stopped_run_is_written_again(tiny_run, monkeypatch, caplog, fault):
+    whole = train(tiny_run("--train.keep_checkpoints", "9", name="whole"))
+    config = tiny_run("--train.keep_checkpoints", "9")
+    worse = (evaluation_loss for evaluation_loss in (5.0, 6.0, 7.0))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(worse))  # best/ is of step 4
+    with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {10: signal.SIGTERM}):
+        train(config)
+    before = hashes(config.output_dir / "best")
+    shutil.rmtree(config.output_dir / "best")
+    train(config)
+
+    assert hashes(config.output_dir / "best") == before
+    expected = load_weights(whole / "checkpoints" / "step_000004")
+    actual = load_weights(config.output_dir / "best")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert any("best was missing; written again from" in line for line in caplog.messages)
+    fault("best/ is deleted, then the run is resumed or repeated", "it is written again, byte for byte")
+
+
+def test_deleted_best_without_its_checkpoint_is_replaced_by_the_next_evaluation(
+    tiny_run, monkeypatch, caplog
+):
+    config = tiny_run("--train.keep_checkpoints", "1")
+    worse = (evaluation_loss for evaluation_loss in (5.0, 6.0, 7.0))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(worse))
+    with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {10: signal.SIGTERM}):
+        train(config)
+    shutil.rmtree(config.output_dir / "best")
+    train(config)
+
+    assert_equal_tensors(load_weights(config.output_dir / "best"), load_weights(config.output_dir / "last"))
+    assert any("no checkpoint of its step 4 is left; the next evaluation" in line for line in caplog.messages)
+    assert read_progress(checkpoints(config.output_dir)[-1]).best_step == 12
+
+
+@pytest.mark.parametrize("ema", [(), ("--train.ema_decay", "0.9")], ids=["weights", "EMA"])
+def test_deleted_models_of_a_finished_run_are_written_again(ema, tiny_run):
+    config = tiny_run(*ema)
+    run_dir = train(config)
+    before = hashes(run_dir / "best") | hashes(run_dir / "last")
+    for name in ("best", "last"):
+        shutil.rmtree(run_dir / name)
+    restore_finished_run(config)
+    assert hashes(run_dir / "best") | hashes(run_dir / "last") == before
+
+    shutil.rmtree(run_dir / "best")
+    shutil.rmtree(run_dir / "last")
+    (run_dir / "manifest.json").rename(run_dir / "manifest.old")
+    with pytest.raises(UserError, match=r"last is missing, and no checkpoint of its step 12 can replace it"):
+        train(config)
 
 
 def test_older_checkpoint_of_the_same_directory_raises(tiny_run):

@@ -1,5 +1,7 @@
 """Run a command: options from the command line, log lines on standard error, an exit code at the end."""
 
+import errno
+import faulthandler
 import logging
 import os
 import sys
@@ -11,8 +13,12 @@ from tqdm import tqdm
 
 from tinystories_slm.config import parse
 from tinystories_slm.errors import TrainingInterrupted, UserError
+from tinystories_slm.hardware.launch_env import local_process_rank, num_launched_processes, process_rank
 
 Args = TypeVar("Args")
+
+# A process of a launch that is done and has not exited after this time is ended.
+_EXIT_TIMEOUT_S = 60
 
 
 def run_command(
@@ -27,9 +33,10 @@ def run_command(
     0: done; 2: `UserError`; 75: `TrainingInterrupted` after saving, the same command resumes; 130:
     interrupted.
     """
-    is_main = not is_distributed or process_rank() == 0
+    # Each machine of a launch has its own log.
+    is_main = not is_distributed or local_process_rank() == 0
     try:
-        with _console_logging(is_main):
+        with _console_logging(not is_distributed or process_rank() == 0):
             main(parse(args_type, argv))
         sys.stdout.flush()  # so that a closed pipe shows here
     except UserError as error:
@@ -47,23 +54,20 @@ def run_command(
         # Python flushes standard output again at exit, and would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as shells report it, like 130 above
-
-
-def process_rank() -> int:
-    """Rank in a distributed launch; 0 where RANK is unset, empty or not a number."""
-    rank = os.environ.get("RANK", "")
-    return int(rank) if rank.isdigit() else 0
+    finally:
+        if is_distributed and num_launched_processes() > 1:
+            # The launcher waits for every process, for ever. This timer needs no GIL.
+            faulthandler.dump_traceback_later(_EXIT_TIMEOUT_S, exit=True, file=2)
 
 
 def _write_stderr(line: str) -> None:
     """Write a line to standard error; a closed pipe (`| tee` after Ctrl-C) or a full disk is not an error."""
     try:
         tqdm.write(line, file=sys.stderr)
-    except BrokenPipeError:
-        # Python flushes again at exit; its failure would change the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):  # no reader, or the terminal was closed
+            # Python flushes again at exit; its failure would change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

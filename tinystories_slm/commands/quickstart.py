@@ -19,7 +19,7 @@ from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.hub.card import write_card
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.runs.run_dir import RunDir
-from tinystories_slm.training import is_finished, train, write_report
+from tinystories_slm.training import is_finished, restore_finished_run, train, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ def run_quickstart(config: RunConfig) -> str:
     Raises:
         UserError: a step rejects its input.
     """
-    if not is_finished(config):
+    if is_finished(config):
+        restore_finished_run(config)
+    else:
         train(config)
     run_dir = RunDir(config.output_dir)
     model, tokenizer = load_model_folder(str(run_dir.best))

@@ -18,6 +18,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.save_every",
     "train.keep_checkpoints",
     "train.retention",
+    "train.on_hangup",
     "train.per_device_batch_size",
     "train.compile",
     "train.attention",
@@ -280,6 +281,9 @@ class CheckpointArgs:
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
     checkpoint of another run directory branches off from it."""
+    on_hangup: Literal["continue", "stop"] = "continue"
+    """What a run does after SIGHUP (its terminal was closed) and the checkpoint that follows; with a
+    launcher, which SIGHUP ends, a run always stops."""
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""

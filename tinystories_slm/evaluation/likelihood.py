@@ -86,7 +86,8 @@ def score_stories(
     model.eval()
     with (
         autocast or nullcontext(),
-        tqdm(total=len(windows), desc="score", unit="window", disable=not progress) as bar,
+        # None: only on a terminal, because a log file would fill with carriage returns.
+        tqdm(total=len(windows), desc="score", unit="window", disable=None if progress else True) as bar,
     ):
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]

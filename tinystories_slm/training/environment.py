@@ -22,6 +22,7 @@ def write_environment(
         "hardware": describe_hardware(accelerator.device),
         "device": accelerator.device.type,
         "num_processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
         "compile": runtime.compiled,
         "fused_kernels": runtime.fused,

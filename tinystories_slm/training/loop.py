@@ -21,8 +21,10 @@ from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
+from tinystories_slm.training.distributed import process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
+from tinystories_slm.training.restore import restore_finished_run
 from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
@@ -40,16 +42,22 @@ def train(config: RunConfig) -> Path:
     Raises:
         UserError: the configuration, data or checkpoint is invalid (nothing was changed), or the machine
             is out of memory or disk (saved files are intact).
-        TrainingInterrupted: SIGTERM, SIGINT or SIGUSR1 arrived; the current step was finished and saved.
+        TrainingInterrupted: a stop signal arrived (see `signals`); the current step was finished and saved.
     """
     args = config.train
     if is_finished(config):
         logger.info("the run in %s is already finished", config.output_dir)
+        restore_finished_run(config)
         return config.output_dir
-    keep = retention_rule(args.retention)
-    parse_task_names(args.eval_tasks, "train.eval_tasks")  # fails before anything is written
+    retention_rule(args.retention)  # both raise before anything is written
+    parse_task_names(args.eval_tasks, "train.eval_tasks")
     run = start_run(config)
-    with closing(run), run.stop, translate_machine_errors(config, run.runtime):
+    with (
+        process_group(run.accelerator),
+        closing(run),
+        run.stop,
+        translate_machine_errors(config, run.runtime),
+    ):
         while not (run.progress.finished or run.stop_agreed):
             update = train_step(run)
             sync_stop_condition(run)
@@ -57,16 +65,18 @@ def train(config: RunConfig) -> Path:
                 log(run, update)
             if run.is_due(args.eval_every):
                 evaluate(run)
-            if run.is_due(args.save_every) or run.stop_agreed or keep.saves(run.progress.step):
+            if run.should_save:
                 save(run)
-    run.accelerator.end_training()
     progress = run.progress
     if not progress.finished:
         raise TrainingInterrupted(
             f"stopped after step {progress.step} of {args.max_steps}, checkpoint saved; run the same command "
             "to resume"
         )
-    logger.info("best validation loss %.4f at step %d", progress.best_loss, progress.best_step)
+    logger.info(
+        "run complete: all %d steps saved in %s, best validation loss %.4f at step %d",
+        progress.step, config.output_dir, progress.best_loss, progress.best_step,
+    )  # fmt: skip
     return config.output_dir
 
 
@@ -107,7 +117,7 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
 
 
 def sync_stop_condition(run: TrainingRun) -> None:
-    """Synchronize elapsed time, stop requests and end of run over all processes.
+    """Synchronize elapsed time, requests to stop or save, and end of run over all processes.
 
     On several accelerators the all-reduce forces a device sync, so it runs only on logging steps and at
     the last step.
@@ -117,20 +127,29 @@ def sync_stop_condition(run: TrainingRun) -> None:
     reduce_forces_sync = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
     if reduce_forces_sync and not is_last_step and progress.step % args.log_every:
         return
-    seconds, estimated_final_seconds, stop_requests = (
+    seconds, estimated_final_seconds, stop_requests, save_requests = (
         run.seconds,
         run.estimated_final_seconds,
         float(run.stop.received is not None),
+        float(run.stop.hung_up),
     )
+    if save_requests:
+        run.stop.hung_up = False
     if accelerator.num_processes > 1:
         is_main = accelerator.is_main_process  # the times are those of the main process alone
         local = torch.tensor(
-            [seconds if is_main else 0.0, estimated_final_seconds if is_main else 0.0, stop_requests],
+            [
+                seconds if is_main else 0.0,
+                estimated_final_seconds if is_main else 0.0,
+                stop_requests,
+                save_requests,
+            ],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        seconds, estimated_final_seconds, stop_requests = accelerator.reduce(local, reduction="sum").tolist()
-    progress.seconds, run.stop_agreed = seconds, stop_requests > 0
+        sums = accelerator.reduce(local, reduction="sum").tolist()
+        seconds, estimated_final_seconds, stop_requests, save_requests = sums
+    progress.seconds, run.stop_agreed, run.save_agreed = seconds, stop_requests > 0, save_requests > 0
     if progress.step <= args.warmup_steps:
         progress.warmup_seconds = seconds
     used = time_fraction(

@@ -17,6 +17,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -37,9 +38,11 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
 )
 from tinystories_slm.training.distributed import (
+    abandon_process_group,
     broadcast_from_main,
     build_accelerator,
     main_process_first,
+    prepare,
     set_step_timeout,
 )
 from tinystories_slm.training.ema import EMA
@@ -47,6 +50,7 @@ from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run_folder import (
     check_resume,
     lock_run_dir,
@@ -92,6 +96,8 @@ class TrainingRun:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_agreed: bool = False
     """Whether every process has received that one of them has a stop request."""
+    save_agreed: bool = False
+    """Whether every process has received that the terminal of one of them closed since the last step."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     timer_start_step: int = 0
     """Step at the last start of `stopwatch`; steps of an earlier session do not count for the speed."""
@@ -182,6 +188,14 @@ class TrainingRun:
         """Whether an action that runs every `every` steps, and at the end, runs at this step."""
         return self.progress.step % every == 0 or self.progress.finished
 
+    @property
+    def should_save(self) -> bool:
+        """Whether to save at this step: by interval, by the retention rule, or at a request."""
+        args = self.config.train
+        requested = self.stop_agreed or self.save_agreed
+        is_kept_step = retention_rule(args.retention).saves(self.progress.step)
+        return self.is_due(args.save_every) or is_kept_step or requested
+
     def close(self) -> None:
         """Close the display and the recorder, and unlock the run directory."""
         self.display.close()
@@ -216,6 +230,7 @@ def start_run(config: RunConfig) -> TrainingRun:
     except BaseException:
         if lock.is_locked:
             release_run_dir(config.output_dir, lock)
+        abandon_process_group(accelerator)
         raise
 
 
@@ -246,7 +261,7 @@ def _build_run(
     set_seed(args.seed)
     model = _build_model(config, data, checkpoint)
     ema, optimizers = prepare_to_train(model, args, runtime)
-    prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
+    prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
         ema.model.to(accelerator.device)
     progress = TrainState()
@@ -285,6 +300,7 @@ def _build_run(
             ),
             peak_flops=peak,
             lock=lock,
+            stop=StopRequest(stop_on_hangup=args.on_hangup == "stop" or is_launched()),
             started_s=started_s,
             timer_start_step=progress.step,
         )

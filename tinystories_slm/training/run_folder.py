@@ -1,5 +1,6 @@
 """The run directory: lock it, find the checkpoint to resume, and prepare it for a run."""
 
+import logging
 import math
 import os
 import re
@@ -22,6 +23,9 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
     verify_checkpoint,
 )
+from tinystories_slm.training.restore import restore_model_folder
+
+logger = logging.getLogger(__name__)
 
 _NAMES = RunDir(Path())
 _DIRECTORIES = tuple(path.name for path in (_NAMES.checkpoints, _NAMES.best, _NAMES.last))
@@ -144,7 +148,7 @@ def prepare_run_dir(
 ) -> None:
     """Prepare the run directory: empty for a new run, with the history of the other run for a branch.
 
-    If the run resumes its own checkpoint, only config.yaml is written again.
+    If the run resumes its own checkpoint, only config.yaml is written again, and best/ if it is missing.
     """
     run_dir = config.output_dir
     resumed = checkpoint is not None and run_dir_of(checkpoint) == run_dir.absolute()
@@ -153,11 +157,26 @@ def prepare_run_dir(
     # First, because `_check_run_dir` requires it. Atomically: half a file would be another configuration.
     with atomic_write(RunDir(run_dir).config) as path:
         save_config(config, path)
-    if not resumed:
+    if resumed:
+        _restore_best(config, progress)
+    else:
         RunDir(run_dir).checkpoints.mkdir()
         if checkpoint:
             _copy_history(run_dir_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
+
+
+def _restore_best(config: RunConfig, progress: TrainState) -> None:
+    """Write best/ again if it is missing; if no checkpoint has its step, the next evaluation writes it."""
+    best = RunDir(config.output_dir).best
+    if best.is_dir() or not progress.best_step:
+        return
+    if not restore_model_folder(config, best, progress.best_step):
+        logger.warning(
+            "%s is missing, and no checkpoint of its step %d is left; the next evaluation writes it",
+            best, progress.best_step,
+        )  # fmt: skip
+        progress.best_step, progress.best_loss = 0, math.inf
 
 
 def _copy_history(source: Path, run_dir: Path, progress: TrainState) -> None:
