@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +21,7 @@ from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
 from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import apply_umask, fsync_directory
+from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory
 from tinystories_slm.training.ema import EMA
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ def save_checkpoint(
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
-        for leftover in folder.parent.glob("*.partial"):  # of a run that was killed during a save
-            shutil.rmtree(leftover)
+        for leftover in folder.parent.glob("step_*.partial"):  # of a run that was killed during a save
+            remove_directory(leftover)
     accelerator.wait_for_everyone()
     # It warns about every tied weight that it does not write; loading ties them again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -88,14 +87,14 @@ def save_checkpoint(
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         apply_umask(partial)
         fsync_directory(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_directory(folder)
         partial.rename(folder)
         fsync_directory(folder.parent)
         # A later checkpoint is damaged, because the run resumed from an earlier one. Counted among the
         # newest `keep`, it would push out the valid ones.
         later = [path for path in checkpoints(run_dir) if checkpoint_step(path) > progress.step]
         for old in (*later, *checkpoints(run_dir)[: -keep - len(later)]):
-            shutil.rmtree(old)
+            remove_directory(old)
     return folder
 
 

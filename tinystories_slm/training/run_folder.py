@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 from tinystories_slm.config import RunConfig, save_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import atomic_write, recover_directory
+from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import (
     MANIFEST,
@@ -52,7 +53,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
     _check_run_dir(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire()
+        acquire_lock(lock)
     except Timeout:
         raise UserError(
             f"output_dir ({run_dir}) is in use by another process; wait for it, stop it, or choose "
@@ -77,7 +78,9 @@ def release_run_dir(run_dir: Path, lock: FileLock) -> None:
     """Unlock the run directory, and delete it if it contains nothing but the lock file."""
     # Delete before unlocking: afterwards another process may have locked it.
     if [path.name for path in run_dir.iterdir()] == [_NAMES.lock.name]:
-        shutil.rmtree(run_dir)
+        RunDir(run_dir).lock.unlink()
+        with suppress(OSError):  # a symbolic link or the root of a file system
+            run_dir.rmdir()
     lock.release()
 
 
@@ -194,7 +197,7 @@ def _check_run_dir(run_dir: Path) -> None:
 
 def _delete_previous_run(run_dir: Path) -> None:
     """Delete the files of a previous run, and no others."""
-    for name in (*_DIRECTORIES, "best.old", "best.partial", "last.old", "last.partial"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (*_DIRECTORIES, "best.partial", ".best.replaced", "last.partial", ".last.replaced"):
+        remove_directory(run_dir / name)
     for name in _FILES:
         (run_dir / name).unlink(missing_ok=True)
