@@ -114,8 +114,7 @@ def replace_directory(new: Path, folder: Path) -> None:
 
     A kill between the two renames leaves no `folder`; `recover_directory` then restores the old one.
     """
-    apply_umask(new)
-    fsync_directory(new)
+    complete_directory(new)
     old = _replaced(folder)
     if folder.exists():
         remove_directory(old)
@@ -123,6 +122,13 @@ def replace_directory(new: Path, folder: Path) -> None:
     new.rename(folder)
     fsync_directory(folder.parent)
     remove_directory(old)
+
+
+def complete_directory(folder: Path) -> None:
+    """Set the modes of all files in `folder` and its subfolders, and flush them to disk."""
+    apply_umask(folder)
+    for directory in (folder, *filter(Path.is_dir, folder.rglob("*"))):
+        fsync_directory(directory)
 
 
 def recover_directory(folder: Path) -> None:
