@@ -82,6 +82,16 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_output(path: Path, text: str, *, option: str = "output") -> None:
+    """Replace the UTF-8 file `path`, the value of `option`, atomically.
+
+    Raises:
+        UserError: it cannot be written, or the disk is full; an earlier file stays.
+    """
+    with translate_write_errors(option, path):
+        write_text(path, text)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory; rename it to `path` on success, remove it on error.
