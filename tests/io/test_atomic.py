@@ -1,5 +1,4 @@
 import errno
-import fcntl
 import hashlib
 import os
 import subprocess
@@ -149,6 +148,7 @@ def fails_with(number: int):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
 def test_a_file_system_without_locks_and_fsync_costs_one_line_each(tmp_path, monkeypatch, caplog, number):
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(atomic, "_warned", set())
     monkeypatch.setattr(fcntl, "flock", fails_with(number))
     monkeypatch.setattr(os, "fsync", fails_with(number))
@@ -165,6 +165,7 @@ def test_a_file_system_without_locks_and_fsync_costs_one_line_each(tmp_path, mon
 
 @pytest.mark.parametrize("name", ["flock", "fsync"])
 def test_other_errors_of_the_disk_are_not_hidden(tmp_path, monkeypatch, name):
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl if name == "flock" else os, name, fails_with(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"), directory_lock(tmp_path):
         write_text(tmp_path / "a.txt", "new")

@@ -1,7 +1,6 @@
 """Errors of the machine: deleted data, a full disk, a read-only directory, too little memory."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -84,6 +83,7 @@ def test_a_run_needs_neither_locks_nor_fsync(tiny_run, tmp_path, monkeypatch, ca
     def unsupported(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(atomic, "_warned", set())
     monkeypatch.setattr(fcntl, "flock", unsupported)
     monkeypatch.setattr(os, "fsync", unsupported)

@@ -60,11 +60,14 @@ def test_models_without_checkpoints_are_not_overwritten(tiny_run):
     train(tiny_run())
 
 
-def test_older_checkpoint_of_the_same_directory_raises(tiny_run):
+def test_older_checkpoint_of_the_same_directory_raises(tiny_run, tmp_path, monkeypatch):
     run_dir = train(tiny_run())
     step_8, step_12 = checkpoints(run_dir)
     with pytest.raises(UserError, match=r"train.resume \(.*step_000008\) is not the newest .*--output_dir"):
         train(tiny_run("--train.resume", str(step_8)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"train.resume \(~/run/.*step_000008\) is not the newest"):
+        train(tiny_run("--train.resume", f"~/{step_8.relative_to(tmp_path)}"))
     train(tiny_run("--train.resume", str(step_12)))
     with pytest.raises(UserError, match=r"train.resume \(atuo\) must be auto, never, or a checkpoint"):
         tiny_run("--train.resume", "atuo")

@@ -68,7 +68,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
             check_same_run(config, run_dir)
             return latest_valid_checkpoint(run_dir)
         _check_models_not_overwritten(config)
-        return None if resume == "auto" else _named_checkpoint(Path(resume), config)
+        return None if resume == "auto" else _named_checkpoint(Path(resume).expanduser(), config)
     except BaseException:
         release_run_dir(run_dir, lock)
         raise
@@ -95,7 +95,7 @@ def check_resume(config: RunConfig) -> None:
     found = checkpoints(config.output_dir)
     if config.train.resume in ("auto", "never") or not found:
         return
-    named = Path(config.train.resume).resolve()
+    named = Path(config.train.resume).expanduser().resolve()
     if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
         raise UserError(
             f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
