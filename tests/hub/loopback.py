@@ -155,6 +155,7 @@ _ROUTES = [
     ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
     ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
     ("DELETE", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
+    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
     ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
     ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+?)(/revision/(?P<rev>[^/]+))?", "info"),
     ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
@@ -365,6 +366,24 @@ class _Handler(BaseHTTPRequestHandler):
             if recursive or p.count("/") == depth
         ]
         return sorted(shown, key=lambda entry: entry["path"])
+
+    def _paths_info(self, repo: str, rev: str, body: bytes, **_) -> list:
+        """Answer as the Hub does with `expand`: the newest commit that changed each file."""
+        repository = self._readable_repository(repo)
+        head, commits = repository.at(rev), list(repository.commits.values())
+        history = commits[: commits.index(head) + 1]
+        entries = []
+        for path in parse_qs(body.decode()).get("paths", []):
+            if (file := head.files.get(path)) is None:
+                continue
+            changes = [
+                after
+                for before, after in zip([None, *history], history, strict=False)
+                if after.files.get(path) != (before.files.get(path) if before else None)
+            ]
+            last = {"id": changes[-1].oid, "title": changes[-1].title, "date": DATE}
+            entries.append(_entry(path, file) | {"lastCommit": last})
+        return entries
 
     def _info(self, repo: str, rev: str = "main", **_) -> dict:
         repository = self._readable_repository(repo)

@@ -124,11 +124,29 @@ def test_deleted_models_of_a_finished_run_are_written_again(ema, tiny_run):
         train(config)
 
 
-def test_older_checkpoint_of_the_same_directory_raises(tiny_run):
+def test_older_checkpoint_of_the_same_directory_raises(tiny_run, tmp_path, monkeypatch):
     run_dir = train(tiny_run())
     step_8, step_12 = checkpoints(run_dir)
     with pytest.raises(UserError, match=r"train.resume \(.*step_000008\) is not the newest .*--output_dir"):
         train(tiny_run("--train.resume", str(step_8)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"train.resume \(~/run/.*step_000008\) is not the newest"):
+        train(tiny_run("--train.resume", f"~/{step_8.relative_to(tmp_path)}"))
     train(tiny_run("--train.resume", str(step_12)))
     with pytest.raises(UserError, match=r"train.resume \(atuo\) must be auto, never, or a checkpoint"):
         tiny_run("--train.resume", "atuo")
+
+
+def test_a_refused_start_leaves_a_linked_run_directory(tiny_run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"train.resume \(.*step_1\) must be auto, never, or a checkpoint"):
+        train(tiny_run("--train.resume", str(tmp_path / "step_1")))
+    assert (tmp_path / "run").is_symlink() and not list((tmp_path / "disk").iterdir())
+
+
+def test_resume_never_keeps_the_copies_of_the_user(tiny_run):
+    run_dir = train(tiny_run("--train.max_steps", "4"))
+    shutil.copytree(run_dir / "best", run_dir / "best.old")
+    train(tiny_run("--train.max_steps", "4", "--train.resume", "never"))
+    assert (run_dir / "best.old" / "model.safetensors").is_file()

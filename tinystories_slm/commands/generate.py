@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -13,11 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config.command_args import GenerateArgs
 from tinystories_slm.config.sampling_params import SamplingParams
-from tinystories_slm.errors import UserError
 from tinystories_slm.generation import GenerationResult, TextStream, generate_batch, prepare_requests
 from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
+from tinystories_slm.io.atomic import atomic_write
+from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.model_folder import load_model_folder
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         for result in printed:
             if file is not None:
                 file.write(_to_json_line(result, args.model, args.sampling()))
+                file.flush()
             results.append(result)
     if args.output is not None:
         logger.info("wrote %d completions to %s", len(results), args.output)
@@ -105,7 +107,7 @@ def _print_batch(
     requests: list[GenerationRequest],
     args: GenerateArgs,
 ) -> Iterator[GenerationResult]:
-    """Generate in batches of `args.batch_size`; print and yield each result as soon as it is complete."""
+    """Generate in batches of `args.batch_size`; yield and print each result as soon as it is complete."""
     results = generate_batch(
         model,
         tokenizer,
@@ -116,8 +118,8 @@ def _print_batch(
         backend=args.backend,
     )
     for index, result in enumerate(results):
+        yield result  # before it is printed: a file keeps what standard output cannot take
         print(_SEPARATOR if index else "", result.text, sep="", end="", flush=True)
-        yield result
     print(flush=True)
 
 
@@ -149,23 +151,31 @@ def _print_stream(
 def _open_output(path: Path | None) -> Iterator[TextIO | None]:
     """Open a temporary file that replaces `path` at the end; yield None if `path` is None.
 
-    After an interruption the lines written so far replace `path`. A file without lines does not.
+    After an interruption the lines written so far replace `path`. A file without lines, or one for which the
+    disk has no space, does not.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     if path is None:
         yield None
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        file = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"output ({path}) cannot be written: {error.strerror}; choose another file"
-        ) from error
-    try:
-        with file:
+    interruption = None
+    with (
+        suppress(_NoLines),
+        translate_write_errors("output", path),
+        atomic_write(path) as partial,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        try:
             yield file
-    finally:
-        if partial.stat().st_size:
-            partial.replace(path)
-        else:
-            partial.unlink()
+        except BaseException as error:
+            interruption = error
+            if not file.tell():
+                raise _NoLines from None
+    if interruption is not None:
+        raise interruption
+
+
+class _NoLines(Exception):
+    """An interruption before the first line."""

@@ -160,7 +160,8 @@ class ExportArgs:
     """`custom`: with this project's model code; `native`: as the GPT-2, Llama or Qwen3 class of transformers;
     `gguf`: for llama.cpp; `onnx`: for onnxruntime and the browser."""
     output: Path
-    """Folder to write; an existing one must be empty or an earlier export."""
+    """Folder to write; an existing one must be empty or an earlier export, whose files are replaced; all
+    other files stay."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in `custom` and `native`."""
     quantization: Literal["f32", "f16", "q8_0"] = "f16"

@@ -1,5 +1,6 @@
 """Configuration of a run: YAML -> typed, frozen dataclasses -> flags."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class RunConfig:
             *_architecture_problems(self),
             *self.train.problems(),
         ]
+        problems += _non_finite_problems(self, reported=" ".join(problems))
         if problems:
             raise UserError("; ".join(problems))
 
@@ -103,6 +105,17 @@ def _output_problems(config: RunConfig) -> list[str]:
     if config.output_dir == Path("."):
         return ["output_dir (.): must name a folder for this run alone; try runs/mine"]
     return []
+
+
+def _non_finite_problems(config: RunConfig, reported: str) -> list[str]:
+    """Return one sentence for each infinite or undefined value that no other problem names."""
+    return [
+        f"{name} ({value}) must be a finite number; write it as in 0.5"
+        for name, value in flatten(to_dict(config)).items()
+        if isinstance(value, float)
+        and not math.isfinite(value)
+        and f"{name.rpartition('.')[2]} (" not in reported
+    ]
 
 
 def _cross_section_problems(config: RunConfig) -> list[str]:

@@ -77,7 +77,7 @@ def download_data(data: DataArgs) -> Path:
     folder = data.data_dir / "raw"
     manifest = folder / "source.json"
     if not manifest.exists():
-        with directory_lock(data.data_dir):
+        with directory_lock(data.data_dir, option="data.data_dir"):
             if not manifest.exists():
                 _download(data, folder)
                 return folder

@@ -76,7 +76,7 @@ def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
     manifest = folder / "training.json"
     if not manifest.exists():
         download_data(data)
-        with directory_lock(data.data_dir):
+        with directory_lock(data.data_dir, option="data.data_dir"):
             if not manifest.exists():
                 _build_tokenizer(data, tokenizer, folder)
                 return folder

@@ -16,6 +16,7 @@ from tinystories_slm.data.sources import is_on_hub, load_stories, resolve_revisi
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
+from tinystories_slm.io.atomic import write_output
 from tinystories_slm.model_folder import load_model_folder
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,10 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         "split": args.split,
         "protocol": PROTOCOL,
     }
-    print(format_scores(result))
     if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_output(args.output, json.dumps(result, indent=2) + "\n")
         logger.info("wrote the scores to %s", args.output)
+    print(format_scores(result))
     return result
 
 

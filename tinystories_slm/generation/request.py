@@ -51,11 +51,15 @@ def prepare_requests(
     """Tokenize each prompt and limit its new tokens to the rest of the model's context.
 
     Raises:
-        UserError: a prompt fills the model's context.
+        UserError: a prompt fills the model's context or is not valid Unicode.
     """
     context = context_length(model)
     requests = []
     for prompt, seed in zip(prompts, seeds, strict=True):
+        if any("\ud800" <= char <= "\udfff" for char in prompt):
+            raise UserError(
+                f"the prompt {prompt[:40]!r} holds half a surrogate pair, which is no character; correct it"
+            )
         ids = prompt_token_ids(model, tokenizer, prompt)
         room = sampling.max_new_tokens if context is None else context - len(ids)
         if room < 1:

@@ -15,6 +15,7 @@ from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.hub.markdown import escape_code, escape_markdown, quote_markdown
 from tinystories_slm.hub.published_run import PublishedRun
+from tinystories_slm.io.atomic import write_text
 from tinystories_slm.resources import resource_path
 from tinystories_slm.runs.run_dir import RunDir
 
@@ -72,7 +73,7 @@ def write_card(run_dir: Path) -> Path:
         UserError: best/ does not hold a model, or a file of the run is damaged.
     """
     path = RunDir(run_dir).best / "README.md"
-    path.write_text(render_card(PublishedRun.load(run_dir), CardTarget()), encoding="utf-8")
+    write_text(path, render_card(PublishedRun.load(run_dir), CardTarget()))
     return path
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,8 @@ from markupsafe import Markup
 from tinystories_slm.config.command_args import ReportArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import write_text
+from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.io.units import format_duration
 from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.runs.chart import Curve, render_chart
@@ -50,7 +51,8 @@ def report(args: ReportArgs) -> Path:
         raise UserError(
             f"run ({args.run}) is not a run directory: config.yaml does not exist; use one such as runs/9m"
         )
-    path = write_report(args.run)
+    with translate_write_errors("run", args.run):
+        path = write_report(args.run)
     print(path)
     return path
 
@@ -61,10 +63,7 @@ def write_report(run_dir: Path) -> Path:
     The page omits everything that the run has not recorded yet.
     """
     files = RunDir(run_dir)
-    page = _template().render(**_page_contents(files))
-    partial = files.report.with_name("report.html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, files.report)
+    write_text(files.report, _template().render(**_page_contents(files)))
     return files.report
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +21,7 @@ from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
 from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME, CheckpointArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import apply_umask, fsync_directory
+from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory
 from tinystories_slm.training.ema import EMA
 from tinystories_slm.training.retention import steps_to_delete
 
@@ -74,8 +73,8 @@ def save_checkpoint(
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
-        for leftover in folder.parent.glob("*.partial"):  # of a run that was killed during a save
-            shutil.rmtree(leftover)
+        for leftover in folder.parent.glob("step_*.partial"):  # of a run that was killed during a save
+            remove_directory(leftover)
     accelerator.wait_for_everyone()
     # It warns about every tied weight that it does not write; loading ties them again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -89,12 +88,12 @@ def save_checkpoint(
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         apply_umask(partial)
         fsync_directory(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_directory(folder)
         partial.rename(folder)
         fsync_directory(folder.parent)
         by_step = {checkpoint_step(path): path for path in checkpoints(run_dir)}
         for step in steps_to_delete(list(by_step), progress.step, args):
-            shutil.rmtree(by_step[step])
+            remove_directory(by_step[step])
     return folder
 
 

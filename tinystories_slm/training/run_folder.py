@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,7 +13,7 @@ from filelock import FileLock, Timeout
 from tinystories_slm.config import RunConfig, save_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import atomic_write, recover_directory
+from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import (
     MANIFEST,
@@ -56,7 +57,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
     _check_run_dir(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire()
+        acquire_lock(lock)
     except Timeout:
         raise UserError(
             f"output_dir ({run_dir}) is in use by another process; wait for it, stop it, or choose "
@@ -71,7 +72,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
             check_same_run(config, run_dir)
             return latest_valid_checkpoint(run_dir)
         _check_models_not_overwritten(config)
-        return None if resume == "auto" else _named_checkpoint(Path(resume), config)
+        return None if resume == "auto" else _named_checkpoint(Path(resume).expanduser(), config)
     except BaseException:
         release_run_dir(run_dir, lock)
         raise
@@ -81,7 +82,9 @@ def release_run_dir(run_dir: Path, lock: FileLock) -> None:
     """Unlock the run directory, and delete it if it contains nothing but the lock file."""
     # Delete before unlocking: afterwards another process may have locked it.
     if [path.name for path in run_dir.iterdir()] == [_NAMES.lock.name]:
-        shutil.rmtree(run_dir)
+        RunDir(run_dir).lock.unlink()
+        with suppress(OSError):  # a symbolic link or the root of a file system
+            run_dir.rmdir()
     lock.release()
 
 
@@ -96,7 +99,7 @@ def check_resume(config: RunConfig) -> None:
     found = checkpoints(config.output_dir)
     if config.train.resume in ("auto", "never") or not found:
         return
-    named = Path(config.train.resume).resolve()
+    named = Path(config.train.resume).expanduser().resolve()
     if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
         raise UserError(
             f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
@@ -213,7 +216,7 @@ def _check_run_dir(run_dir: Path) -> None:
 
 def _delete_previous_run(run_dir: Path) -> None:
     """Delete the files of a previous run, and no others."""
-    for name in (*_DIRECTORIES, "best.old", "best.partial", "last.old", "last.partial"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (*_DIRECTORIES, "best.partial", ".best.replaced", "last.partial", ".last.replaced"):
+        remove_directory(run_dir / name)
     for name in _FILES:
         (run_dir / name).unlink(missing_ok=True)
