@@ -28,7 +28,8 @@ class GenerateArgs:
     prompt: str | None = None
     """Prompt of each completion; null for `Once upon a time`."""
     prompts: Path | None = None
-    """File of prompts, one per line (.jsonl: the "prompt" of each line); `-` for standard input."""
+    """File of prompts, one per line (.jsonl, or .json with a list: the "prompt" of each); `-` for standard
+    input."""
     num_stories: int = 1
     """Completions per prompt, with the seeds seed, seed + 1, ..."""
     max_new_tokens: int = 256
