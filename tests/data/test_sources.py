@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import hub as hub_module
+from tinystories_slm.data.local import folder_name
 from tinystories_slm.data.sources import (
     RawManifest,
     download_data,
@@ -546,6 +547,49 @@ def test_path_errors(tmp_path: Path) -> None:
     assert "data.revision (main) is only for datasets on the Hub" in error_line(
         tmp_path, source, revision="main"
     )
+
+
+def test_source_and_data_dir_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "a.jsonl", [f"story {number}" for number in range(50)])
+    (tmp_path / "link").symlink_to(folder)
+    for source, data_dir, relation in (
+        ("data/mine", "data/mine", "at or above"),
+        ("link", "data/mine", "at or above"),
+        ("data", "data/mine/deep", "at or above"),
+        (".", "data/builtin", "at or above"),
+        ("data/mine", "data", "below"),
+        (str(folder / "a.jsonl"), "data/mine", "below"),
+        ("data/mine/a.jsonl", "data/mine/a.jsonl", "at or above"),
+    ):
+        with pytest.raises(UserError) as error:
+            download_data(DataArgs(source=source, data_dir=Path(data_dir)))
+        assert f"data.data_dir ({data_dir}): must lie apart from data.source ({source})" in str(error.value)
+        assert relation in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.jsonl", "data", "link", "mine"]
+    args = DataArgs(source="data/mine", data_dir=Path("data/other"))
+    assert download_data(args) == download_data(args)
+
+
+def test_folder_name_is_unique_for_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "mine.txt": "mine.txt",
+        "./mine.txt": "mine.txt",
+        str(tmp_path / "mine.txt"): "mine.txt",
+        "a/mine.txt": "a--mine.txt",
+        "a/../b/it's mine.txt": "b--it's mine.txt",
+        "data/mystories": "data--mystories",
+        "roneneldan/TinyStories": "roneneldan--TinyStories",
+        "/no/where/mine.txt": "no--where--mine.txt",
+    }
+    assert {source: folder_name(source) for source in names} == names
+    for source in (".", "./builtin", "quickstart", ".."):
+        assert folder_name(source) not in ("", ".", "..", "builtin", "quickstart")
+    long = [folder_name("x/" * 100 + name) for name in ("a", "b")]
+    assert long[0] != long[1] and max(map(len, long)) < 160
 
 
 def test_file_errors_give_the_position(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Local story files: selection of files and splits by name, and a hash of their contents."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,8 @@ from tinystories_slm.io.atomic import file_sha256
 
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
 _FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
+_RESERVED_NAMES = {"", "builtin", "quickstart"}  # of the built-in corpus and its run
+_MAX_NAME_BYTES = 150  # file systems take 255, and names of temporary folders are longer
 
 
 def is_local(source: str) -> bool:
@@ -29,6 +32,44 @@ def is_local(source: str) -> bool:
     if not source or looks_like_path or path.suffix.lower() in _FILE_SUFFIXES:
         raise UserError(f"data.source ({source!r}) does not exist; correct the path")
     return False
+
+
+def check_apart(source: str, option: str, folder: Path) -> None:
+    """Check that the files of a local source and the folder `folder` of `option` cannot mix.
+
+    Raises:
+        UserError: the source is inside, above or equal to `folder`.
+    """
+    path, folder_path = Path(source).expanduser(), folder.resolve()
+    if not path.exists():
+        return
+    path = path.resolve()
+    if path.is_relative_to(folder_path) or folder_path.is_relative_to(path):
+        relation = "below" if path != folder_path and path.is_relative_to(folder_path) else "at or above"
+        raise UserError(
+            f"{option} ({folder}): must lie apart from data.source ({source}), which is {relation} it; "
+            f"use another --{option}, or move the stories"
+        )
+
+
+def folder_name(source: str) -> str:
+    """Return a folder name for the data and runs of `source`: its path or Hub id with `--` for each `/`.
+
+    Two sources share no name, whether they exist or not. Paths are relative to the current folder, where
+    they lie below it.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    name = _join_parts(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if name in _RESERVED_NAMES:
+        name = _join_parts(path)
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
+    return name
+
+
+def _join_parts(path: Path) -> str:
+    return "--".join(part.strip("/\\:") for part in path.parts if part.strip("/\\:"))
 
 
 def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:

@@ -78,10 +78,12 @@ def download_data(data: DataArgs) -> Path:
         The folder `raw`.
 
     Raises:
-        UserError: the source cannot be read, a split is empty, or the folder contains other stories.
+        UserError: the source cannot be read, a split is empty, or the folder contains other stories or the
+            source itself.
     """
     folder = data.data_dir / "raw"
     manifest = folder / "source.json"
+    check_data_dir(data)
     if not manifest.exists():
         with directory_lock(data.data_dir):
             if not manifest.exists():
@@ -90,6 +92,16 @@ def download_data(data: DataArgs) -> Path:
     raise_if_different(data.data_dir, RawManifest.load(manifest).differences(data))
     logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
+
+
+def check_data_dir(data: DataArgs) -> None:
+    """Check that a first download would not mix the files of `data.data_dir` with those of the source.
+
+    Raises:
+        UserError: the source is inside, above or equal to the folder.
+    """
+    if data.source != BUILTIN and not (data.data_dir / "raw" / "source.json").exists():
+        local.check_apart(data.source, "data.data_dir", data.data_dir)
 
 
 def iter_raw_stories(data_dir: Path, split: str) -> Iterator[str]:
