@@ -93,8 +93,8 @@ def test_default_configuration_of_the_card_selects_the_files(hub: LoopbackHub, t
     (folder / "README.md").write_text(f"---\nconfigs:\n{entries}  default: true\n---\n")
     publish(hub, folder, "someone/marked")
     expected = {"train": ["short a"], "validation": ["short b"]}
-    assert raw_stories(tmp_path, "someone/marked", "hub") == expected
-    assert raw_stories(tmp_path, str(folder), "disk") == expected
+    assert raw_stories(tmp_path, "someone/marked", "from hub") == expected
+    assert raw_stories(tmp_path, str(folder), "from disk") == expected
 
 
 @pytest.mark.skipif(not (SHARED / "cases").exists(), reason="needs the cases in shared/cases")

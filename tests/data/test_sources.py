@@ -250,18 +250,22 @@ def test_joined_text_files_with_marks_and_zeros_are_clean(tmp_path: Path) -> Non
     assert load_split(tmp_path / "a.txt") == ["One.", "Two.", "One."]
 
 
-def test_end_of_text_in_a_row_ends_a_story(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_text_at_the_ends_of_a_row_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [
         "Tom ran.<|endoftext|>",
-        "<|endoftext|>\nSue sat.\n\nIt hid. <|endoftext|>",
+        "<|endoftext|>\nSue sat.\n\nIt hid. <|endoftext|> \n",
         " x ",
-        "a<|endoftext|>b",
+        "a <|endoftext|> b ",
     ]
-    expected = ["Tom ran.", "Sue sat.\n\nIt hid.", " x ", "a", "b"]
+    rows += ["<|endoftext|><|endoftext|>"]
+    expected = ["Tom ran.", "Sue sat.\n\nIt hid.", " x ", "a <|endoftext|> b "]
     for source in (write_jsonl(tmp_path / "a.jsonl", rows), write_parquet(tmp_path / "a.parquet", rows)):
         caplog.clear()
         assert load_split(source) == expected
-        assert caplog.text.count(f"{source}: <|endoftext|> inside a row is read as the end of a story") == 1
+        assert caplog.text.count(f"{source}: <|endoftext|> at the end of a row separates stories") == 1
+        assert caplog.text.count(f"{source}: <|endoftext|> within a row is plain text") == 1
 
 
 def test_rows_that_are_lines_of_stories_are_rejected(tmp_path: Path) -> None:

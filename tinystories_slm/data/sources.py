@@ -228,17 +228,24 @@ def _iter_splits(
 def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
     """Yield `texts` without nulls and blank texts, and count the dropped ones in `counts`.
 
-    `<|endoftext|>` inside a text ends a story, as it does in a text file.
+    `<|endoftext|>` at an end of a text separates stories and is removed; within a text it is plain text.
     """
     for text in texts:
         if text is None:
             counts["num_null_dropped"] += 1
-        elif END_OF_TEXT in text:
-            yield from filter(None, (part.strip() for part in text.split(END_OF_TEXT)))
-        elif not text.strip():
+            continue
+        story = _strip_separators(text) if END_OF_TEXT in text else text
+        if not story.strip():
             counts["num_empty_dropped"] += 1
         else:
-            yield text
+            yield story
+
+
+def _strip_separators(text: str) -> str:
+    """Remove each `<|endoftext|>` at the ends of `text`, with the white space around it."""
+    while (bare := text.strip()).startswith(END_OF_TEXT) or bare.endswith(END_OF_TEXT):
+        text = bare.removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT).strip()
+    return text
 
 
 def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
@@ -345,18 +352,20 @@ def _read_hub_split(split: datasets.Dataset, source: str, text_column: str) -> I
 
 
 def _log_separators(texts: Iterable[str | None], source: str) -> Iterator[str | None]:
-    """Yield `texts`; log once if a text contains `<|endoftext|>`."""
+    """Yield `texts`; log once if a row begins or ends with `<|endoftext|>`, and once if it contains it."""
     for text in texts:
         if text is not None and END_OF_TEXT in text:
-            _log_separator_once(source)
+            story = _strip_separators(text)
+            if story != text:
+                _log_separator_once(source, "at the end of a row separates stories and is removed")
+            if END_OF_TEXT in story:
+                _log_separator_once(source, "within a row is plain text; use one row for each story")
         yield text
 
 
 @cache
-def _log_separator_once(source: str) -> None:
-    logger.warning(
-        "%s: %s inside a row is read as the end of a story, not as a part of its text", source, END_OF_TEXT
-    )
+def _log_separator_once(source: str, message: str) -> None:
+    logger.warning("%s: %s %s", source, END_OF_TEXT, message)
 
 
 def _missing_split_error(source: str, split: str, splits: Splits) -> UserError:
