@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, run_script
 
 from tinystories_slm import grammar
+from tinystories_slm.commands.quickstart import separate_folders
 from tinystories_slm.config import parse_config, save_config
 from tinystories_slm.config.command_args import DoctorArgs, ExportArgs, PushArgs
 from tinystories_slm.config.parse import parse
@@ -194,6 +195,18 @@ def test_second_quickstart_generates_without_training_again(work):
         (0, 0.3, "run2/best"), (1, 0.3, "run2/best"), (2, 0.3, "run2/best"),
     ]  # fmt: skip
     assert len({result["story"] for result in results}) == 3
+
+
+def test_quickstart_gives_each_source_separate_folders():
+    def folders(*flags: str) -> tuple[str, str]:
+        config = separate_folders(parse_config([f"--config={ROOT / 'configs' / 'quickstart.yaml'}", *flags]))
+        return str(config.data.data_dir), str(config.output_dir)
+
+    assert folders() == ("data/builtin", "runs/quickstart")
+    assert folders("--data.source=a/mine.txt") == ("data/a--mine.txt", "runs/a--mine.txt")
+    assert folders("--data.source=b/mine.txt") == ("data/b--mine.txt", "runs/b--mine.txt")
+    assert folders("--data.source=x/y", "--output_dir=runs/z") == ("data/x--y", "runs/z")
+    assert folders("--data.source=x/y", "--data.data_dir=data/z") == ("data/z", "runs/x--y")
 
 
 NEW_RUN = ["--output_dir", "runs/never-made"]

@@ -1,8 +1,14 @@
 """Tokenizer: exact round trips, correct files, and training on training stories only."""
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +130,9 @@ def test_tokenizer_loads_without_this_package(data: DataArgs, tokenizer: PreTrai
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # the class name in transformers 4
     program = """
 import sys
+import threading
+import time
+from collections.abc import Iterator
 sys.modules["tinystories_slm"] = None
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -179,3 +188,44 @@ def test_unusable_tokenizers_are_rejected(tmp_path: Path) -> None:
     save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=train_bpe(["a b"], 257)), tmp_path / "no_eos")
     with pytest.raises(UserError, match=r"no_eos\) has no eos token"):
         load_tokenizer(tmp_path / "no_eos")
+
+
+def test_training_cuts_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_MAX_RUN_CHARS", 4)
+    cut = tokenizer_module._cut_long_runs
+    assert cut("a bc, def. 12345   ") == ["a bc, def. 1234", "5   "]
+    assert cut("a" * 9 + " " * 8 + "!?" * 3) == ["aaaa", "aaaa", "a    ", "    !?!?", "!?"]
+    assert cut("one two six ten") == ["one two six ten"]  # 15 characters, no long run
+
+
+def test_training_time_is_linear_in_a_run() -> None:
+    story = "Once upon a time there was a fox."
+    start_s = time.process_time()
+    for run in (" " * 100_000, "a" * 100_000, "!?" * 50_000):
+        assert 270 < train_bpe([story, f"Once{run}upon"], 300).get_vocab_size() <= 300
+    assert time.process_time() - start_s < 5  # 0.5 s; without cuts 21 s
+
+
+def test_ctrl_c_ends_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = random.Random(0).choices("abcdefghij", k=3_000_000)  # 6 s of native work
+    stories = ["".join(letters[start : start + 4000]) for start in range(0, len(letters), 4000)]
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start_s = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_bpe(stories, 2000)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, previous)
+    assert time.monotonic() - start_s < 4
+
+
+def test_training_raises_the_error_of_its_stories() -> None:
+    def stories() -> Iterator[str]:
+        yield "Tom ran."
+        raise UserError("a.txt cannot be read")
+
+    with pytest.raises(UserError, match=r"a\.txt cannot be read"):
+        train_bpe(stories(), 300)

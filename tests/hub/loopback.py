@@ -148,17 +148,17 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
     ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
     ("PUT", r"/lfs/(?P<sha>[0-9a-f]{64})", "put"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
-    ("DELETE", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+?)(/revision/(?P<rev>[^/]+))?", "info"),
-    ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
+    ("DELETE", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+?)(/revision/(?P<rev>[^/]+))?", "info"),
+    ("HEAD|GET", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 
@@ -392,7 +392,8 @@ class _Handler(BaseHTTPRequestHandler):
             "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit.oid,
             "lastModified": DATE,
             "private": repository.private, "gated": repository.gated, "disabled": False, "tags": [],
-            "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+            "cardData": metadata_of(commit.files["README.md"].data) if "README.md" in commit.files else {},
+            "siblings": [{"rfilename": p, "size": len(f.data)} for p, f in sorted(commit.files.items())],
         }  # fmt: skip
 
     def _resolve(self, repo: str, rev: str, path: str, **_) -> tuple:
@@ -409,6 +410,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing to standard error."""
+
+
+def metadata_of(card: bytes) -> dict:
+    """Return the metadata of a card, or nothing if it has none."""
+    match = re.match(rb"---\n(.*?)\n---\n", card, re.DOTALL)
+    return yaml.safe_load(match[1]) if match else {}
 
 
 def metadata_errors(card: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Run directory: locked, never overwritten by accident, deleted only on request."""
 
 import hashlib
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 from training.helpers import assert_equal_tensors, load_weights, read_series, send_signals
 
+from tinystories_slm.commands.quickstart import run_quickstart
+from tinystories_slm.config import RunConfig, parse_config
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import loop, restore_finished_run, train
@@ -150,3 +153,52 @@ def test_resume_never_keeps_the_copies_of_the_user(tiny_run):
     shutil.copytree(run_dir / "best", run_dir / "best.old")
     train(tiny_run("--train.max_steps", "4", "--train.resume", "never"))
     assert (run_dir / "best.old" / "model.safetensors").is_file()
+
+
+def stories_run(tmp_path: Path, source: str, **folders: Path) -> RunConfig:
+    """Configuration of a run of two steps on `source`."""
+    folders = {"data.data_dir": tmp_path / "data", "output_dir": tmp_path / "run"} | folders
+    flags = [f"--{name}={folder}" for name, folder in folders.items()]
+    return parse_config(
+        [
+            "--config=configs/debug.yaml", f"--data.source={source}", "--data.max_stories=null", *flags,
+            "--tokenizer.vocab_size=300", "--data.seq_len=32", "--train.max_steps=2",
+            "--train.warmup_steps=1",
+        ]
+    )  # fmt: skip
+
+
+def test_finished_run_reports_changed_and_deleted_stories(tmp_path, caplog):
+    source = tmp_path / "mine.txt"
+    source.write_text("".join(f"Tom saw {number} foxes.<|endoftext|>" for number in range(60)))
+    config = stories_run(tmp_path, str(source))
+    train(config)
+    content = source.read_text()
+    source.write_text(content + "Sue saw a bear.<|endoftext|>")
+    for command in (train, run_quickstart):
+        with pytest.raises(UserError, match="holds a finished run on other stories") as error:
+            command(config)
+        assert re.search(r"mine\.txt' has changed from sha256:\w+ to sha256:\w+", str(error.value))
+        assert f"or delete {tmp_path / 'run'} and {tmp_path / 'data'}" in str(error.value)
+    source.write_text(content)
+    assert train(config) == tmp_path / "run"
+    assert "no longer exists" not in caplog.text
+    source.unlink()
+    assert train(config) == tmp_path / "run"
+    assert "mine.txt no longer exists; using the stories downloaded from it earlier" in caplog.text
+
+
+def test_stories_and_folders_of_a_run_lie_apart(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    stories = folder / "stories.jsonl"  # a run deletes an earlier file of this name in its directory
+    stories.write_text("".join(f'{{"text": "story {number}"}}\n' for number in range(60)))
+    for source, folders, option in (
+        (stories, {"output_dir": folder}, "output_dir"),
+        (folder, {"output_dir": folder / "run"}, "output_dir"),
+        (folder, {"output_dir": folder}, "output_dir"),
+        (folder, {"data.data_dir": folder / "data"}, "data.data_dir"),
+    ):
+        with pytest.raises(UserError, match=rf"^{option} \(.*\): must lie apart from data.source"):
+            train(stories_run(tmp_path, str(source), **folders))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "stories.jsonl"]

@@ -28,7 +28,8 @@ class GenerateArgs:
     prompt: str | None = None
     """Prompt of each completion; null for `Once upon a time`."""
     prompts: Path | None = None
-    """File of prompts, one per line (.jsonl: the "prompt" of each line); `-` for standard input."""
+    """File of prompts, one per line (.jsonl, or .json with a list: the "prompt" of each); `-` for standard
+    input."""
     num_stories: int = 1
     """Completions per prompt, with the seeds seed, seed + 1, ..."""
     max_new_tokens: int = 256
@@ -108,7 +109,7 @@ class EvaluateArgs:
     model: str
     """Model folder (RUN/best) or Hub id of any causal language model."""
     data: str
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
     split: str = "validation"
     """Split of the data. A missing `validation` is held out from `train`; `train` is scored in full."""
     batch_size: int = 32
@@ -118,7 +119,7 @@ class EvaluateArgs:
     output: Path | None = None
     """JSON file for the scores; null for none."""
     text_column: str = "text"
-    """Column (parquet) or key (JSONL) that holds the story."""
+    """Column (parquet) or key (JSON) that holds the story."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit."""
     validation_split: Literal["auto", "holdout"] | None = None

@@ -33,11 +33,11 @@ class DataArgs:
     """Source of the stories, their split, packing and files."""
 
     source: str = "builtin"
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit, which is recorded."""
     text_column: str = "text"
-    """Column (parquet) or key (JSONL) that holds the story."""
+    """Column (parquet) or key (JSON) that holds the story."""
     data_dir: Path = Path("data/builtin")
     """Folder of raw stories, tokenizer, token files and manifest; one source per folder."""
     seq_len: int = 256

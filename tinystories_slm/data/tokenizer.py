@@ -6,9 +6,11 @@ this package, in transformers 4 and 5.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _BATCH_STORIES = 1000
 _COMPRESSION_SAMPLE = 1000
+# Training is quadratic in the length of a word: 0.007 s for 4,000 letters, 7 s for 100,000.
+_MAX_RUN_CHARS = 4096
+_RUN = re.compile(r"[^\W_]+|(?:[^\w\s]|_)+|\s+")  # no word of the byte-level BPE is longer than a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +155,9 @@ def embedding_rows(tokenizer: PreTrainedTokenizerFast) -> int:
 def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with at most `vocab_size` entries, id 0 for `<|endoftext|>`, and all bytes.
 
-    Training is deterministic. Memory grows only with the number of distinct words.
+    Training is deterministic. Memory grows only with the number of distinct words. A longer run of letters,
+    blanks or other characters counts as several words of 4,096 characters, so that time is linear in the
+    text. Ctrl-C raises KeyboardInterrupt at once.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -162,8 +169,51 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_iter_batches(stories), trainer)
+    words = chain.from_iterable(map(_cut_long_runs, stories))
+    _run_interruptibly(
+        lambda stop: bpe.train_from_iterator(takewhile(lambda _: not stop(), _iter_batches(words)), trainer)
+    )
     return bpe
+
+
+def _cut_long_runs(story: str) -> list[str]:
+    """Cut `story` so that no run of letters, blanks or other characters exceeds `_MAX_RUN_CHARS`."""
+    if len(story) <= _MAX_RUN_CHARS:
+        return [story]
+    cuts = [
+        cut
+        for run in _RUN.finditer(story)
+        for cut in range(run.start() + _MAX_RUN_CHARS, run.end(), _MAX_RUN_CHARS)
+    ]
+    return [story[start:end] for start, end in pairwise([0, *cuts, len(story)])]
+
+
+def _run_interruptibly(work: Callable[[Callable[[], bool]], object]) -> None:
+    """Run `work` in a thread and wait for it.
+
+    Python handles no signal while its main thread is in native code.
+    `work` receives a function that returns True after an interruption.
+    """
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(stop.is_set)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)  # with a timeout, so that Ctrl-C arrives on Windows as well
+    except BaseException:
+        stop.set()
+        thread.join(1)  # a thread that still needs the interpreter at its exit would abort the process
+        raise
+    if errors:
+        raise errors[0]
 
 
 def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetInfo, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.hub import TIMEOUT_S
+from tinystories_slm.data.hub import TIMEOUT_S, story_files_of
 from tinystories_slm.data.prepare import Manifest, ensure_prepared
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import is_on_hub
@@ -170,7 +170,7 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
             f"{source} is not downloaded, and the Hub is not reachable ({describe_error(error)})",
             "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
         )
-    size = sum(file.size or 0 for file in info.siblings or [])
+    size = _bytes_to_read(config, info)
     needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
     text = (
         f"{source} is on the Hub ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
@@ -179,6 +179,14 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
     if needed > free:
         return Diagnostic("data", "PROBLEM", text, "free some space, or --data.data_dir on another disk")
     return Diagnostic("data", "ok", text)
+
+
+def _bytes_to_read(config: RunConfig, info: DatasetInfo) -> int:
+    """Return the bytes of the files that a run reads; of all files where `datasets` selects them."""
+    splits = story_files_of(info)
+    wanted = ("train",) if config.data.validation_split == "holdout" else ("train", "validation")
+    names = {name for split in wanted for name in splits.get(split, ())}
+    return sum(file.size or 0 for file in info.siblings or [] if not splits or file.rfilename in names)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -232,6 +232,24 @@ def check_same_data(manifest: Manifest, run_dir: Path) -> None:
         )
 
 
+def check_same_source(config: RunConfig, run_dir: Path) -> None:
+    """Check that the source still has the stories that the finished run in `run_dir` was trained on.
+
+    A source that no longer exists is logged.
+
+    Raises:
+        UserError: the source has changed; the message names the old and new revision.
+    """
+    if not (run_dir / MANIFEST).exists():
+        return
+    if differences := Manifest.load(run_dir / MANIFEST).differences(config.data):
+        raise UserError(
+            f"output_dir ({run_dir}) holds a finished run on other stories: {'; '.join(differences)}; "
+            "to train a new model, set another --output_dir and --data.data_dir, "
+            f"or delete {run_dir} and {config.data.data_dir}"
+        )
+
+
 def _sha256_of_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file except checkpoint.json, by relative path."""
     sums = {}

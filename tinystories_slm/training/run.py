@@ -32,6 +32,7 @@ from tinystories_slm.training.checkpoints import (
     TrainState,
     check_same_data,
     check_same_run,
+    check_same_source,
     checkpoints,
     latest_valid_checkpoint,
     load_checkpoint,
@@ -238,14 +239,18 @@ def is_finished(config: RunConfig) -> bool:
     """Whether the run directory holds this run, already finished, and `train.resume` keeps it.
 
     Raises:
-        UserError: it holds another run, or `train.resume` is an older checkpoint of it.
+        UserError: it holds another run, `train.resume` is an older checkpoint of it, or the run is finished
+            and its source has changed.
     """
     check_resume(config)
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)
     newest = latest_valid_checkpoint(config.output_dir)
-    return newest is not None and read_progress(newest).finished
+    finished = newest is not None and read_progress(newest).finished
+    if finished:
+        check_same_source(config, config.output_dir)
+    return finished
 
 
 def _build_run(

@@ -11,7 +11,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.data.local import check_apart
 from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import check_data_dir
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.runs.run_dir import RunDir
@@ -50,11 +53,12 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
     """Lock the run directory and return the checkpoint to resume; None for a new run.
 
     Raises:
-        UserError: another process uses the directory, it is not a run directory, or its checkpoints are
-            damaged or of another configuration.
+        UserError: another process uses the directory, it is not a run directory or contains the source of
+            the stories, or its checkpoints are damaged or of another configuration.
     """
     run_dir, resume = config.output_dir, config.train.resume
     _check_run_dir(run_dir)
+    _check_source_apart(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         acquire_lock(lock)
@@ -212,6 +216,19 @@ def _check_run_dir(run_dir: Path) -> None:
             f"output_dir ({run_dir}) holds {', '.join(others)} but no config.yaml, so it is not a run "
             "directory; choose another --output_dir"
         )
+
+
+def _check_source_apart(config: RunConfig) -> None:
+    """Check that the files of a new run would not mix with the stories, or replace them.
+
+    Raises:
+        UserError: the source is inside, above or equal to a folder of the run.
+    """
+    check_data_dir(config.data)
+    if config.data.source != BUILTIN and (
+        config.train.resume == "never" or not checkpoints(config.output_dir)
+    ):
+        check_apart(config.data.source, "output_dir", config.output_dir)
 
 
 def _delete_previous_run(run_dir: Path) -> None:
