@@ -13,7 +13,7 @@ from tinystories_slm.data import local, sources
 from tinystories_slm.data.sources import in_validation
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate, format_scores, write_scores
-from tinystories_slm.evaluation.selection import select_stories
+from tinystories_slm.evaluation.selection import count_training_stories, select_stories
 from tinystories_slm.evaluation.training_data import TrainingData
 from tinystories_slm.export import export
 from tinystories_slm.model_folder import save_model_folder
@@ -106,14 +106,20 @@ def test_scored_training_stories_are_counted(source):
 def test_stories_that_the_base_model_was_trained_on_are_not_held_out(source):
     selection = select(source, trained_on(source, 0.05), trained_on(source, 0.3))
     assert selection.texts == HELD_OUT_5 and selection.num_training_stories == 0
+    runs = [trained_on(source, 0.05), trained_on(source, 0.3)]
+    assert count_training_stories(HELD_OUT_30, runs) == 23 - 5
+    assert count_training_stories(HELD_OUT_30, runs[1:]) == 0
+    assert count_training_stories(HELD_OUT_5, runs[::-1]) == 0
+    assert count_training_stories(["A validation split."], runs) == 0
 
 
-def test_source_is_recognized_after_a_copy_or_an_edit(source, tmp_path):
+def test_source_is_recognized_after_a_copy_or_an_edit(source, tmp_path, caplog):
     before = trained_on(source)
     copied = Path(shutil.copy(source, tmp_path / "other_name.jsonl"))
-    assert select(copied, before).texts == HELD_OUT_30
+    assert select(copied, before).texts == HELD_OUT_30 and caplog.text == ""
     write_stories(source, [*STORIES, "A new story."])
     assert set(select(source, before).texts) <= {*HELD_OUT_30, "A new story."}
+    assert "has the name of the model's training data and other contents" in caplog.text
 
 
 def test_own_validation_split_is_used_as_in_training(tmp_path):

@@ -3,6 +3,7 @@
 import logging
 import secrets
 import shlex
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,13 +16,15 @@ from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import iter_raw_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_texts, write_scores
+from tinystories_slm.evaluation.selection import count_training_stories
+from tinystories_slm.evaluation.training_data import TrainingData, read_training_data
 from tinystories_slm.generation import SamplingParams, generate_batch, generate_texts, prepare_requests
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.hub.card import is_card_current, write_card
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
-from tinystories_slm.runs.report import is_report_current, write_report
+from tinystories_slm.runs.report import is_report_current
 from tinystories_slm.runs.run_dir import RunDir
-from tinystories_slm.training import is_finished, train
+from tinystories_slm.training import is_finished, train, write_report
 from tinystories_slm.training.checkpoints import check_same_data
 
 logger = logging.getLogger(__name__)
@@ -46,9 +49,10 @@ def run_quickstart(config: RunConfig) -> str:
     run_dir = RunDir(config.output_dir)
     model, tokenizer = load_model_folder(str(run_dir.best))
     weights = weights_sha256(run_dir.best)
-    report = _current_evaluation(run_dir, weights)
+    trained_on = read_training_data(str(run_dir.best), model.config) or []
+    report = _current_evaluation(run_dir, weights, trained_on)
     if report is None:
-        report = _evaluate_best(model, tokenizer, config, weights)
+        report = _evaluate_best(model, tokenizer, config, weights, trained_on)
         write_scores(report, run_dir.evaluation)
     if not any(line.get("weights_sha256") == weights for line in run_dir.read_stories()):
         _write_card_samples(model, tokenizer, run_dir, weights)
@@ -62,7 +66,9 @@ def run_quickstart(config: RunConfig) -> str:
     return text
 
 
-def _current_evaluation(run_dir: RunDir, weights: str) -> dict[str, Any] | None:
+def _current_evaluation(
+    run_dir: RunDir, weights: str, trained_on: Sequence[TrainingData]
+) -> dict[str, Any] | None:
     """Return evaluation.json if it scores the weights in best/ on held-out stories of the run, else None."""
     try:
         found = run_dir.read_evaluation()
@@ -74,9 +80,10 @@ def _current_evaluation(run_dir: RunDir, weights: str) -> dict[str, Any] | None:
         "weights_sha256": weights,
         "revision": manifest.revision,
         "split": "validation",
-        "num_training_stories": 0,
         "protocol": PROTOCOL,
     }
+    if len(trained_on) == 1:  # a base model may have been trained on stories that this run held out
+        expected["num_training_stories"] = 0
     num_stories = min(_EVAL_STORIES, manifest.splits["validation"]["num_stories"])
     differences = [name for name, value in expected.items() if found.get(name) != value]
     if found.get("num_stories", 0) < num_stories:
@@ -87,7 +94,11 @@ def _current_evaluation(run_dir: RunDir, weights: str) -> dict[str, Any] | None:
 
 
 def _evaluate_best(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig, weights: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    weights: str,
+    trained_on: Sequence[TrainingData],
 ) -> dict[str, Any]:
     """Score the model in best/ on the first validation stories of its run.
 
@@ -116,7 +127,7 @@ def _evaluate_best(
         "split": "validation",
         "num_split_stories": num_stories,
         "num_source_stories": num_stories,
-        "num_training_stories": 0,
+        "num_training_stories": count_training_stories(texts, trained_on) if trained_on else 0,
         "protocol": PROTOCOL,
     }
 

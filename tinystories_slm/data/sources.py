@@ -131,7 +131,7 @@ def open_stories(
     """
 
     def read_stories(name: str) -> Iterator[str]:
-        return _drop_empty(splits[name](), _zero_counts(name)[name])
+        return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None))
 
     splits = _open_splits(source, revision, text_column, None)
     return {name: partial(read_stories, name) for name in splits}

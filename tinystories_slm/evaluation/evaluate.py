@@ -64,10 +64,10 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         **selection.record(),
         "protocol": PROTOCOL,
     }
-    print(format_scores(result))
     if args.output:
         write_scores(result, args.output)
         logger.info("wrote the scores to %s", args.output)
+    print(format_scores(result))
     return result
 
 

@@ -1,5 +1,6 @@
 """Choose the stories that `evaluate` scores, and count those that the model was trained on."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,8 @@ from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import in_validation, is_on_hub, needs_holdout, open_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData
+
+logger = logging.getLogger(__name__)
 
 WHOLE = "all"
 """Value of `split` in the scores of a source with one split that is scored whole."""
@@ -65,6 +68,12 @@ def select_stories(
     same_source = [data for data in trained_on or () if data.is_from(args.data, revision)]
     is_default = args.validation_split is None and args.validation_fraction is None
     source_split, split, fraction = _find_split(args, splits, same_source, is_default=is_default)
+    if fraction is not None and same_source and all(data.revision != revision for data in same_source):
+        logger.warning(
+            "%s has the name of the model's training data and other contents: scoring only the stories that "
+            "a hash of their text holds out; if all are new to the model, rename it, or use --split train",
+            args.data,
+        )
     was_trained_on = partial(_is_in_training, same_source, splits, source_split, revision)
     # A model that started from another one may have been trained on stories that only its last run held out.
     excluded = was_trained_on if is_default and fraction is not None else _never
@@ -130,6 +139,18 @@ def _is_in_training(
         and not (data.max_stories is not None and revision == data.revision and index >= data.max_stories)
         for data in same_source
     )
+
+
+def count_training_stories(texts: Sequence[str], trained_on: Sequence[TrainingData]) -> int:
+    """Return how many validation stories of the last run in `trained_on` an earlier run was trained on.
+
+    The earlier runs are those of the model that training started from.
+    """
+    *earlier, last = trained_on
+    same_source = [data for data in earlier if data.is_from(last.source, last.revision)]
+    if not all(in_validation(text, last.validation_fraction) for text in texts):
+        return 0  # the source has a validation split, which no run was trained on
+    return sum(_is_in_training(same_source, ["train"], "train", last.revision, 0, text) for text in texts)
 
 
 def _never(index: int, text: str) -> bool:

@@ -35,6 +35,10 @@ _EVALUATION = {
     "entropy_bits_per_byte": "corpus entropy, bits per byte",
     "accuracy": "next-token accuracy",
     "num_stories": "stories scored",
+    "num_split_stories": "stories in the split",
+    "num_source_stories": "stories read from the data",
+    "num_training_stories": "scored stories that the model was trained on",
+    "weights_sha256": "SHA-256 of the weights",
     "num_tokens": "tokens scored",
     "num_bytes": "bytes scored",
 }
@@ -242,7 +246,7 @@ def _format_option(value: Any) -> str:
 
 def _format_metric(name: str, value: float | str) -> str:
     if isinstance(value, str):
-        return value
+        return _format_option(value)
     if name == "accuracy":
         return f"{value:.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
