@@ -1,5 +1,6 @@
 """Save and load model folders: `from_pretrained` loads them with or without this package."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from tinystories_slm.data.hub import resolve_model_commit
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device
-from tinystories_slm.io.atomic import replace_directory
+from tinystories_slm.io.atomic import file_sha256, replace_directory
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,19 @@ def default_generation_config(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Return the SHA-256 of the weights in a model folder; it names them in every figure computed from them.
+
+    That of model.safetensors, as `sha256sum` prints it; of several weight files, that of their `sha256sum`
+    listing. None without weights.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if len(files) < 2:
+        return file_sha256(files[0]) if files else None
+    listing = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def load_model_folder(

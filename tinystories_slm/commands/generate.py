@@ -19,7 +19,7 @@ from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
 from tinystories_slm.io.atomic import atomic_write
 from tinystories_slm.io.file_errors import translate_write_errors
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         args.sampling(),
     )
     print_results = _print_stream if args.stream else _print_batch
+    weights = weights_sha256(Path(args.model).expanduser()) if args.output is not None else None
     results = []
     with (
         _open_output(args.output) as file,
@@ -65,7 +66,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
     ):
         for result in printed:
             if file is not None:
-                file.write(_to_json_line(result, args.model, args.sampling()))
+                file.write(_to_json_line(result, args.model, weights, args.sampling()))
                 file.flush()
             results.append(result)
     if args.output is not None:
@@ -74,20 +75,21 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
 
 
 def write_results(
-    path: Path, results: Iterable[GenerationResult], model: str, sampling: SamplingParams
+    path: Path, results: Iterable[GenerationResult], model: str, weights: str | None, sampling: SamplingParams
 ) -> None:
-    """Replace the JSONL file `path` by one line per result."""
+    """Replace the JSONL file `path` by one line per result of `model`; `weights` is its `weights_sha256`."""
     with _open_output(path) as file:
         for result in results:
-            file.write(_to_json_line(result, model, sampling))
+            file.write(_to_json_line(result, model, weights, sampling))
 
 
-def _to_json_line(result: GenerationResult, model: str, sampling: SamplingParams) -> str:
+def _to_json_line(result: GenerationResult, model: str, weights: str | None, sampling: SamplingParams) -> str:
     """Return the line of stories.jsonl: the text and the options that generate it again."""
     record = {
         "prompt": result.prompt,
         "story": result.text,
         "model": model,
+        "weights_sha256": weights,  # null for a model of the Hub
         "seed": result.seed,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

@@ -111,7 +111,8 @@ class EvaluateArgs:
     data: str
     """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
     split: str = "validation"
-    """Split of the data. A missing `validation` is held out from `train`; `train` is scored in full."""
+    """Split of the data. A missing `validation` is what the model's run held out of these data; data that the
+    model was not trained on are scored in full if they have one split."""
     batch_size: int = 32
     """Windows per forward pass; changes speed and memory, not the scores."""
     max_stories: int | None = None
@@ -123,9 +124,9 @@ class EvaluateArgs:
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit."""
     validation_split: Literal["auto", "holdout"] | None = None
-    """As `data.validation_split` of a run; null for the value of the model's run, else `auto`."""
+    """As `data.validation_split` of a run; null for that of the run on these data, else `auto`."""
     validation_fraction: float | None = None
-    """As `data.validation_fraction` of a run; null for the value of the model's run, else 0.05."""
+    """As `data.validation_fraction` of a run; null for that of the run on these data, else 0.05."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hub model; null for its newest commit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -130,11 +130,29 @@ def load_stories(
     splits = _open_splits(source, revision, text_column, max_stories)
     counts = _zero_counts(split)
     pairs = partial(_iter_splits, splits, counts, validation_split, validation_fraction, max_stories)
-    if split not in splits and not (split == "validation" and _needs_holdout(splits, validation_split)):
+    if split not in splits and not (split == "validation" and needs_holdout(splits, validation_split)):
         raise _missing_split_error(source, split, splits)
     if next(pairs(), None) is None:  # `datasets` cannot build an empty dataset
         raise _empty_split_error(source, split, validation_fraction)
     return _to_dataset(pairs)
+
+
+def open_stories(
+    source: str, *, text_column: str = "text", revision: str | None = None
+) -> dict[str, Callable[[], Iterator[str]]]:
+    """Return the splits of any source: name -> function that yields the stories, without blank ones.
+
+    No story is read before its function is called. `revision` is for Hub datasets only.
+
+    Raises:
+        UserError: the source does not exist or cannot be read.
+    """
+
+    def read_stories(name: str) -> Iterator[str]:
+        return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None))
+
+    splits = _open_splits(source, revision, text_column, None)
+    return {name: partial(read_stories, name) for name in splits}
 
 
 def resolve_revision(source: str, revision: str | None = None) -> str:
@@ -212,7 +230,7 @@ def _iter_splits(
     max_stories: int | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`."""
-    holdout = _needs_holdout(splits, validation_split)
+    holdout = needs_holdout(splits, validation_split)
     if "train" in counts or (holdout and "validation" in counts):
         dropped = counts["train" if "train" in counts else "validation"]
         for story in islice(_iter_stories(splits["train"](), dropped), max_stories):
@@ -255,7 +273,8 @@ def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
     }
 
 
-def _needs_holdout(splits: Splits, validation_split: Literal["auto", "holdout"] | None) -> bool:
+def needs_holdout(splits: Collection[str], validation_split: Literal["auto", "holdout"] | None) -> bool:
+    """Whether the validation stories of a source with these splits are held out of its training split."""
     wanted = validation_split == "holdout" or (validation_split == "auto" and "validation" not in splits)
     return wanted and "train" in splits
 

@@ -5,19 +5,21 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
-from tinystories_slm.config import DataArgs, load_config
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.sources import is_on_hub, load_stories, resolve_revision
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import resolve_revision
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
+from tinystories_slm.evaluation.selection import StorySelection, select_stories
+from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -43,50 +45,45 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         "evaluate model %s on %s, data %s (split %s)", args.model, model.device, args.data, args.split
     )
     revision = resolve_revision(args.data, args.revision)
-    validation_split, validation_fraction = _holdout_of_run(args)
-    dataset = load_stories(
-        args.data,
-        args.split,
-        text_column=args.text_column,
-        revision=revision if is_on_hub(args.data) else None,
-        validation_split=validation_split if args.split == "validation" else None,
-        validation_fraction=validation_fraction,
-    )
-    texts = dataset[: args.max_stories]["text"] if args.max_stories else dataset["text"][:]
+    selection = select_stories(args, revision, read_training_data(args.model, model.config))
+    _log_training_stories(args.model, selection)
     result = score_texts(
         model,
         tokenizer,
-        texts,
+        selection.texts,
         batch_size=args.batch_size,
-        is_builtin_corpus=args.data == "builtin",
+        is_builtin_corpus=args.data == BUILTIN,
         progress=True,
     )
     result |= {
         "model": args.model,
-        "model_revision": args.model_revision,
+        "model_revision": getattr(model.config, "_commit_hash", None) or args.model_revision,
+        "weights_sha256": weights_sha256(Path(args.model).expanduser()),
         "data": args.data,
         "revision": revision,
-        "split": args.split,
+        **selection.record(),
         "protocol": PROTOCOL,
     }
     if args.output:
-        write_output(args.output, json.dumps(result, indent=2) + "\n")
+        write_scores(result, args.output)
         logger.info("wrote the scores to %s", args.output)
     print(format_scores(result))
     return result
 
 
-def _holdout_of_run(args: EvaluateArgs) -> tuple[Literal["auto", "holdout"], float]:
-    """Return the validation split and fraction of the options, else of the run that trained the model.
+def write_scores(scores: dict[str, Any], path: Path) -> None:
+    """Write the scores as JSON; `path` is complete or as it was, even if the program is killed."""
+    write_output(path, json.dumps(scores, indent=2) + "\n")
 
-    With another fraction than in that run, training stories would be scored as validation.
-    """
-    run_config = Path(args.model).parent / "config.yaml"
-    data = load_config(run_config).data if run_config.is_file() else DataArgs()
-    return (
-        args.validation_split or data.validation_split,
-        args.validation_fraction or data.validation_fraction,
-    )
+
+def _log_training_stories(model: str, selection: StorySelection) -> None:
+    if selection.num_training_stories is None:
+        logger.info("%s has no record of its training data, which may include these stories", model)
+    elif selection.num_training_stories:
+        logger.warning(
+            "%s was trained on %s of the %s stories: these are not scores of held-out text",
+            model, f"{selection.num_training_stories:,}", f"{len(selection.texts):,}",
+        )  # fmt: skip
 
 
 def score_texts(
@@ -136,7 +133,19 @@ def format_scores(scores: dict[str, Any]) -> str:
             f"bits per byte  {scores['bits_per_byte']:.4f}{entropy_bits}",
             f"perplexity     {scores['perplexity']:.3f}",
             f"accuracy       {scores['accuracy']:.1%} of next tokens",
-            f"scored         {scores['num_stories']:,} stories, {scores['num_tokens']:,} tokens, "
+            f"scored         {_format_num_stories(scores)}, {scores['num_tokens']:,} tokens, "
             f"{scores['num_bytes']:,} bytes",
         ]
     )
+
+
+def _format_num_stories(scores: dict[str, Any]) -> str:
+    """Return how many stories were scored, of how many, and how many of them the model was trained on."""
+    if "num_split_stories" not in scores:  # of an earlier version
+        return f"{scores['num_stories']:,} stories"
+    text = f"{scores['num_stories']:,} of {scores['num_split_stories']:,} stories"
+    if scores["num_source_stories"] > scores["num_split_stories"]:
+        text += f" held out of {scores['num_source_stories']:,}"
+    if scores["num_training_stories"]:
+        text += f" ({scores['num_training_stories']:,} trained on)"
+    return text

@@ -66,6 +66,8 @@ def export_gguf(
     _check_activation(native)
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[native.config.model_type]])
     _add_architecture(writer, native, quantization)
+    if data := getattr(native.config, "training_data", None):
+        writer.add_string("tinystories_slm.training_data", json.dumps(data))
     _add_vocabulary(writer, tokenizer, native.config.vocab_size)
     _add_sampling(writer, default_generation_config(model, tokenizer))
     rounded = _add_weights(writer, native, _TYPES[quantization][0])

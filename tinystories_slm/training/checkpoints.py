@@ -44,6 +44,8 @@ class TrainState:
     """Step of the model in best/."""
     best_loss: float = float("inf")
     """Validation loss of the model in best/, in nats per token."""
+    best_num_stories: int = 0
+    """Number of validation stories, the first ones, of `best_loss`; 0 in checkpoints of earlier versions."""
     skipped_steps: int = 0
     """Number of steps without effect, because loss or gradient was not finite."""
     consecutive_skipped_steps: int = 0

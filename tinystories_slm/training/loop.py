@@ -19,9 +19,9 @@ from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_
 from tinystories_slm.generation import generate_texts
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.model_folder import save_model_folder
+from tinystories_slm.model_folder import load_model_folder, save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
-from tinystories_slm.training.distributed import process_group
+from tinystories_slm.training.distributed import broadcast_from_main, process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
 from tinystories_slm.training.restore import restore_finished_run
@@ -221,10 +221,15 @@ def log(run: TrainingRun, update: dict[str, float | torch.Tensor]) -> None:
 def evaluate(run: TrainingRun) -> None:
     """Log the validation loss, a generated story and the loss plot; save best/ if the loss improved."""
     args, progress = run.config.train, run.progress
+    _rescore_best(run)
     with run.stopwatch.paused():
         model = run.eval_model()
         loss = validation_loss(run, model)
-        metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        metrics = {
+            "val/loss": loss,
+            "val/perplexity": math.exp(min(loss, 700.0)),
+            "val/num_stories": len(run.validation),
+        }
         metrics |= measure_tasks(run, model)
         if math.isfinite(loss):
             run.recorder.log(metrics, step=progress.step, tokens=run.tokens)
@@ -232,6 +237,7 @@ def evaluate(run: TrainingRun) -> None:
         improved = loss < progress.best_loss
         if improved:
             progress.best_loss, progress.best_step = loss, progress.step
+            progress.best_num_stories = len(run.validation)
         if run.accelerator.is_main_process:
             with _force_eager(run.runtime.compiled):
                 [story] = generate_texts(
@@ -242,9 +248,9 @@ def evaluate(run: TrainingRun) -> None:
                     seed=args.seed,
                 )
             run.recorder.log_sample(story, step=progress.step)
-            run.recorder.plot()
             if improved:
                 save_model_folder(model, run.tokenizer, run.config.output_dir / "best")
+            run.recorder.plot()  # the report reads the step of best/
     progress.evaluation_seconds = run.stopwatch.paused_s
 
 
@@ -261,6 +267,22 @@ def measure_tasks(run: TrainingRun, model: TinyStoriesForCausalLM) -> dict[str, 
     )
     with _force_eager(run.runtime.compiled):
         return {f"val/{result.name}": result.value for result in run_tasks(names, context)}
+
+
+def _rescore_best(run: TrainingRun) -> None:
+    """Score best/ again if its loss is of other stories than this session's (`train.eval_stories`)."""
+    progress, best = run.progress, run.config.output_dir / "best"
+    if not progress.best_step or progress.best_num_stories == len(run.validation):
+        return
+    progress.best_loss, progress.best_num_stories = math.inf, len(run.validation)
+    if broadcast_from_main(run.accelerator, best.is_dir):  # otherwise this evaluation writes it
+        with run.stopwatch.paused():
+            model, _ = load_model_folder(str(best), device=run.accelerator.device)
+            model.set_attn_implementation(run.runtime.attention)
+            progress.best_loss = validation_loss(run, model)
+        logger.info(
+            "best/ has a validation loss of %.4f on %d stories", progress.best_loss, len(run.validation)
+        )
 
 
 def validation_loss(run: TrainingRun, model: TinyStoriesForCausalLM) -> float:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.evaluation.training_data import TrainingData
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
@@ -25,7 +26,7 @@ from tinystories_slm.model_costs import flops_per_token
 from tinystories_slm.runs.console import ProgressDisplay, Stopwatch
 from tinystories_slm.runs.recorder import RunRecorder
 from tinystories_slm.runs.records import entropy_per_token
-from tinystories_slm.runs.run_dir import RunDir
+from tinystories_slm.runs.run_dir import RunDir, read_json_object
 from tinystories_slm.runs.trackers import Tracker, tracker_options
 from tinystories_slm.training.builder import prepare_to_train
 from tinystories_slm.training.checkpoints import (
@@ -181,9 +182,11 @@ class TrainingRun:
         """Return the model to evaluate and to save to best/ and last/, unsharded.
 
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
-        sharded model is gathered.
+        sharded model is gathered. Its configuration names the step.
         """
-        return self.ema.model if self.ema else unsharded_copy(self.model)
+        model = self.ema.model if self.ema else unsharded_copy(self.model)
+        model.config.training_step = self.progress.step
+        return model
 
     def is_due(self, every: int) -> bool:
         """Whether an action that runs every `every` steps, and at the end, runs at this step."""
@@ -342,9 +345,22 @@ def _build_model(config: RunConfig, data: _TrainingData, checkpoint: Path | None
     """Build the model with random weights, or those of `model.init_from` in a new run."""
     vocab_size, eos_token_id = data.manifest.vocab_size, data.manifest.eos_token_id
     model_config = config.model_config(vocab_size=vocab_size, eos_token_id=eos_token_id)
+    model_config.training_data = _training_data(data.manifest, checkpoint)
     if config.model.init_from and not checkpoint:
         return load_initial_weights(config.model.init_from, model_config, data.tokenizer)
     return TinyStoriesForCausalLM(model_config)
+
+
+def _training_data(manifest: Manifest, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """Return the record of the training data for config.json.
+
+    A resumed run keeps its record, which includes the data of the model that it started from.
+    """
+    if checkpoint:
+        saved = read_json_object(RunDir(run_dir_of(checkpoint)).last / "config.json")
+        if "training_data" in saved:
+            return saved["training_data"]
+    return [TrainingData.from_provenance(manifest).to_dict()]
 
 
 def _build_recorder(
