@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.data.tokenizer import prepare_for_export
 from tinystories_slm.errors import UserError
 from tinystories_slm.export.checks import EquivalenceCheck
 from tinystories_slm.io.atomic import replace_directory
@@ -45,6 +46,7 @@ def export(args: ExportArgs) -> Path:
             f"model ({args.model}) is a {type(model).__name__}, but only models trained here can be "
             "exported; use RUN/best of a run"
         )
+    prepare_for_export(tokenizer)
     partial = args.output.with_name(args.output.name + ".partial")
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
