@@ -25,6 +25,7 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device
 from tinystories_slm.io.atomic import file_sha256, replace_directory
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.text_boundaries import suppressed_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,12 @@ def save_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     # `save_pretrained` registers only the class that it saves; vLLM and feature extraction load AutoModel.
     model.config.auto_map = {"AutoModel": "modeling_tinystories.TinyStoriesModel"}
-    model.generation_config = default_generation_config(model, tokenizer)
+    model.generation_config = default_generation_config(
+        model,
+        tokenizer,
+        # Pipelines need the limit of learned positions; our class does not warn of it.
+        max_length=model.generation_config.max_length,
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     with no_progress_bars():
         model.save_pretrained(partial)
@@ -54,19 +60,21 @@ def save_model_folder(
 
 
 def default_generation_config(
-    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase
+    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
 ) -> GenerationConfig:
-    """Return the generation defaults of a saved model: sampling, up to the stop token.
+    """Return the generation defaults of a saved model: sampling, up to the stop token, without padding.
 
-    `max_new_tokens` is not set: the caller chooses the length.
+    `max_new_tokens` is not set: the caller chooses the length. With a `max_length`, the classes of
+    transformers warn at each call with `max_new_tokens`.
     """
     return GenerationConfig(
         do_sample=True,
         temperature=0.8,
         top_k=50,
         top_p=0.95,
-        max_length=model.generation_config.max_length,  # pipelines need the limit of learned positions
-        bos_token_id=tokenizer.bos_token_id,
+        max_length=max_length,
+        suppress_tokens=suppressed_token_ids(model, tokenizer) or None,
+        bos_token_id=tokenizer.eos_token_id,  # texts start with the end token in training
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -55,7 +55,8 @@ def test_vocabulary_and_manifest_match_the_options(
 ) -> None:
     assert len(tokenizer) == 400
     assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == 0
-    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.unk_token_id == 0
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|pad|>", 399)
     assert tokenizer.model_max_length == 64
     manifest = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
     assert (manifest.vocab_size, manifest.requested_vocab_size, manifest.eos_token_id) == (400, 400, 0)
@@ -67,10 +68,11 @@ def test_vocabulary_and_manifest_match_the_options(
 @given(st.text())
 @example("Once  upon\u00a0a   time\n\n\t \r\n <|endoftext|><|endoftext|> 🦊👩‍👧 \x00\x1b e\u0301 \uff46 ")
 def test_every_text_round_trips_exactly(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert tokenizer.encode(text) == [0, *tokenizer.encode(text, add_special_tokens=False)]
     (ids,) = encode_stories(tokenizer, [text])
     assert tokenizer.decode(ids) == text
-    assert 0 not in ids  # no text can produce the end-of-text id
+    assert not {0, 399} & set(ids)  # no text can produce the ids of end of text and padding
 
 
 def test_end_of_text_is_plain_text_inside_stories(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -158,11 +160,12 @@ def test_existing_tokenizer_is_kept_and_other_options_are_rejected(data: DataArg
 
 
 @needs_gpt2
-def test_pretrained_tokenizer_is_copied_unchanged(tmp_path: Path) -> None:
+def test_pretrained_tokenizer_is_copied_with_a_start_token(tmp_path: Path) -> None:
     args = DataArgs(data_dir=tmp_path, max_stories=100, seq_len=32)
     folder = train_tokenizer(args, TokenizerArgs(pretrained=str(GPT2)))
     copy, original = load_tokenizer(folder), AutoTokenizer.from_pretrained(GPT2)
-    assert copy.encode("Once upon a time") == [7454, 2402, 257, 640]
+    assert copy.encode("Once upon a time", add_special_tokens=False) == [7454, 2402, 257, 640]
+    assert copy.encode("Once upon a time") == [50256, 7454, 2402, 257, 640]
     assert (len(copy), copy.eos_token_id, copy.pad_token_id, copy.model_max_length) == (
         50257,
         50256,

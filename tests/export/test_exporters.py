@@ -57,6 +57,7 @@ def quick_export(best, tmp_path, monkeypatch):
     for name in _FILES:
         monkeypatch.setitem(exporters.EXPORT_FORMATS, name, ExportFormat(write=write_files))
     monkeypatch.setattr(exporters, "load_model_folder", lambda *args, **kwargs: (tiny_model(), None))
+    monkeypatch.setattr(exporters, "prepare_for_export", lambda tokenizer: None)
 
     def run(format: str, output: Path = tmp_path / "out") -> dict:
         export(ExportArgs(model="m", format=format, output=output))

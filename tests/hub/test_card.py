@@ -252,3 +252,10 @@ def test_card_omits_metrics_that_are_not_numbers(complete_run):
     evaluation = text.split("## Evaluation")[1].split("## Generated")[0]
     for name in ("perplexity", "accuracy", "bits", "bytes"):
         assert name not in evaluation, name
+
+
+def test_examples_start_the_prompt_as_training_did(complete_run):
+    assert card_text(complete_run).count('tokenizer("Once upon a time", return_tensors="pt")') == 1
+    update_json(complete_run / "best" / "tokenizer.json", post_processor=None)  # a folder of commit 461afef
+    earlier = 'tokenizer("<|endoftext|>Once upon a time", add_special_tokens=False, return_tensors="pt")'
+    assert card_text(complete_run).count(earlier) == 1

@@ -41,8 +41,13 @@ class RunConfig:
         if problems:
             raise UserError("; ".join(problems))
 
-    def model_config(self, *, vocab_size: int, eos_token_id: int = 0) -> "TinyStoriesConfig":
-        """Return the architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`."""
+    def model_config(
+        self, *, vocab_size: int, eos_token_id: int = 0, pad_token_id: int | None = None
+    ) -> "TinyStoriesConfig":
+        """Return the architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`.
+
+        `pad_token_id` is by default `eos_token_id`.
+        """
         # Imported here: `--help` prints the options without torch.
         from tinystories_slm.model import TinyStoriesConfig
 
@@ -54,7 +59,7 @@ class RunConfig:
             max_position_embeddings=self.data.seq_len,
             bos_token_id=eos_token_id,
             eos_token_id=eos_token_id,
-            pad_token_id=eos_token_id,
+            pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
         )
 
 

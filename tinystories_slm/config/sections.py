@@ -76,7 +76,7 @@ class TokenizerArgs:
     """Vocabulary: a byte-level BPE trained on the stories, or an existing tokenizer."""
 
     vocab_size: int = 10_000
-    """Entries of the trained BPE, including `<|endoftext|>` and the 256 bytes."""
+    """Entries of the trained BPE, including `<|endoftext|>`, the 256 bytes and (from 258 on) `<|pad|>`."""
     pretrained: str | None = None
     """Hub id or folder of an existing tokenizer (`gpt2`) to use instead of training one."""
     max_stories: int = 200_000

@@ -13,19 +13,20 @@ from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import resolve_revision
-from tinystories_slm.data.tokenizer import encode_stories
+from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
 from tinystories_slm.evaluation.selection import StorySelection, select_stories
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.text_boundaries import text_boundaries
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = (
-    "each story separately as <|endoftext|> + ids + <|endoftext|>; every token after the first scored once; "
-    "stories longer than the context in windows that overlap by half; float32; sums, divided once"
+    "each story separately, between the model's start and end tokens; every token after the start scored "
+    "once; stories longer than the context in windows that overlap by half; float32; sums, divided once"
 )
 
 
@@ -99,12 +100,15 @@ def score_texts(
 
     With `is_builtin_corpus` (texts of the built-in corpus) the scores include `entropy` and
     `entropy_bits_per_byte`: the negative log-probability of the same texts under the grammar. No model can
-    score below it on average.
+    score below it on average. If the tokenizer loses text, `lost_bytes` and `num_lossy_stories` replace
+    `bits_per_byte`.
     """
+    boundaries, ids = text_boundaries(model, tokenizer), encode_stories(tokenizer, texts)
     scores = score_stories(
         model,
-        encode_stories(tokenizer, texts),
-        eos_token_id=tokenizer.eos_token_id,
+        ids,
+        eos_token_id=boundaries.end_id,
+        start_ids=boundaries.context_ids,
         batch_size=batch_size,
         progress=progress,
     )
@@ -114,6 +118,9 @@ def score_texts(
         nats=scores.nats, num_correct=scores.num_correct, num_tokens=scores.num_tokens, num_bytes=num_bytes
     )
     result = metric.compute()
+    if any(lost_bytes := count_lost_bytes(tokenizer, texts, ids)):
+        del result["bits_per_byte"]  # the model has not seen these bytes
+        result |= {"lost_bytes": sum(lost_bytes), "num_lossy_stories": sum(map(bool, lost_bytes))}
     if is_builtin_corpus:
         nats = -math.fsum(grammar.log_prob(text) for text in texts)
         result["entropy"] = nats / result["num_tokens"]
@@ -130,7 +137,7 @@ def format_scores(scores: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"loss           {scores['loss']:.4f} nats per token{entropy}",
-            f"bits per byte  {scores['bits_per_byte']:.4f}{entropy_bits}",
+            f"bits per byte  {_format_bits_per_byte(scores)}{entropy_bits}",
             f"perplexity     {scores['perplexity']:.3f}",
             f"accuracy       {scores['accuracy']:.1%} of next tokens",
             f"scored         {_format_num_stories(scores)}, {scores['num_tokens']:,} tokens, "
@@ -149,3 +156,13 @@ def _format_num_stories(scores: dict[str, Any]) -> str:
     if scores["num_training_stories"]:
         text += f" ({scores['num_training_stories']:,} trained on)"
     return text
+
+
+def _format_bits_per_byte(scores: dict[str, Any]) -> str:
+    if "bits_per_byte" in scores:
+        return f"{scores['bits_per_byte']:.4f}"
+    share = scores["lost_bytes"] / scores["num_bytes"]
+    return (
+        f"undefined: the tokenizer loses {share:.1%} of the bytes, in {scores['num_lossy_stories']:,} of "
+        f"{scores['num_stories']:,} stories"
+    )

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.data.tokenizer import prepare_for_export
 from tinystories_slm.errors import UserError
 from tinystories_slm.export.checks import EquivalenceCheck
 from tinystories_slm.io.atomic import (
@@ -70,6 +71,7 @@ def export(args: ExportArgs) -> Path:
             f"model ({args.model}) is a {type(model).__name__}, but only models trained here can be "
             "exported; use RUN/best of a run"
         )
+    prepare_for_export(tokenizer)
     with translate_write_errors("output", args.output), _temporary_folder(output) as partial:
         with no_progress_bars(), _transformers_errors_only():
             checks = export_format.write(model.to(getattr(torch, args.dtype)), tokenizer, partial, args)

@@ -7,6 +7,7 @@ Shapes: N active sequences, C hidden size, H heads, K key-value heads, D head_di
 S cache positions, V vocabulary size.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -315,6 +316,7 @@ def decode(
     stop_ids: Sequence[int],
     batch_size: int,
     backend: Backend,
+    suppressed_ids: Sequence[int] = (),
     on_token: Callable[[int], None] | None = None,
     **model_kwargs: object,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -331,6 +333,7 @@ def decode(
         stop_ids: token ids that end a sequence.
         batch_size: number of slots, the sequences that are decoded at the same time.
         backend: `torch` or `cpu`.
+        suppressed_ids: token ids that are never sampled.
         on_token: called with each new token id.
         model_kwargs: `attention_mask` (requests, T) marks the padding; the rest is ignored.
     """
@@ -351,6 +354,8 @@ def decode(
                     for index in indices
                 ]
                 logits = torch.cat([logits, batch.admit(admitted)])
+            if suppressed_ids:
+                logits[:, suppressed_ids] = -math.inf
             tokens = batch.sample(logits)
         if on_token is not None:
             for token in tokens:

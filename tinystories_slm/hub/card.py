@@ -9,11 +9,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.evaluation.selection import WHOLE
+from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.hub.markdown import escape_code, escape_markdown, quote_markdown
 from tinystories_slm.hub.published_run import PublishedRun
 from tinystories_slm.io.atomic import write_text
@@ -116,6 +118,7 @@ def render_card(run: PublishedRun, target: CardTarget) -> str:
         "base_model": run.base_model,
         **_usage_facts(target),
         **_architecture_facts(run, has_weights_of_best=target.custom),
+        **_prompt_facts(run.files.best),
         **_data_facts(run),
         **_eval_facts(run),
     }
@@ -172,6 +175,23 @@ def _usage_facts(target: CardTarget) -> dict[str, Any]:
         "native": target.native_class is not None,
         "native_class": f"`{target.native_class}`",
         "native_options": ', subfolder="native"' if target.custom else "",
+    }
+
+
+def _prompt_facts(best: Path) -> dict[str, Any]:
+    """Return the arguments that tokenize a prompt as training began texts, in every form of the model.
+
+    The tokenizers of commit 461afef do not add the start token, or add another one.
+    """
+    tokenizer = Tokenizer.from_file(str(best / "tokenizer.json"))
+    eos = json.loads((best / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+    eos = eos["content"] if isinstance(eos, dict) else eos  # transformers 4 may write an object
+    adds_start = tokenizer.encode("").ids == [tokenizer.token_to_id(eos)]
+    prompt = DEFAULT_PROMPT if adds_start else eos + DEFAULT_PROMPT
+    return {
+        "prompt_arguments": json.dumps(prompt) + ("" if adds_start else ", add_special_tokens=False"),
+        "start_token": escape_code(eos),
+        "adds_start": adds_start,
     }
 
 

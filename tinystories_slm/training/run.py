@@ -344,7 +344,9 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
 def _build_model(config: RunConfig, data: _TrainingData, checkpoint: Path | None) -> TinyStoriesForCausalLM:
     """Build the model with random weights, or those of `model.init_from` in a new run."""
     vocab_size, eos_token_id = data.manifest.vocab_size, data.manifest.eos_token_id
-    model_config = config.model_config(vocab_size=vocab_size, eos_token_id=eos_token_id)
+    model_config = config.model_config(
+        vocab_size=vocab_size, eos_token_id=eos_token_id, pad_token_id=data.tokenizer.pad_token_id
+    )
     model_config.training_data = _training_data(data.manifest, checkpoint)
     if config.model.init_from and not checkpoint:
         return load_initial_weights(config.model.init_from, model_config, data.tokenizer)
