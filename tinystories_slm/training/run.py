@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
-from tinystories_slm.evaluation.training_data import TrainingData
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
@@ -26,7 +25,7 @@ from tinystories_slm.model_costs import flops_per_token
 from tinystories_slm.runs.console import ProgressDisplay, Stopwatch
 from tinystories_slm.runs.recorder import RunRecorder
 from tinystories_slm.runs.records import entropy_per_token
-from tinystories_slm.runs.run_dir import RunDir, read_json_object
+from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.runs.trackers import Tracker, tracker_options
 from tinystories_slm.training.builder import prepare_to_train
 from tinystories_slm.training.checkpoints import (
@@ -52,6 +51,7 @@ from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.restore import training_data_record
 from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run_folder import (
     check_resume,
@@ -347,22 +347,11 @@ def _build_model(config: RunConfig, data: _TrainingData, checkpoint: Path | None
     model_config = config.model_config(
         vocab_size=vocab_size, eos_token_id=eos_token_id, pad_token_id=data.tokenizer.pad_token_id
     )
-    model_config.training_data = _training_data(data.manifest, checkpoint)
+    earlier_run = RunDir(run_dir_of(checkpoint)) if checkpoint else None
+    model_config.training_data = training_data_record(data.manifest, earlier_run)
     if config.model.init_from and not checkpoint:
         return load_initial_weights(config.model.init_from, model_config, data.tokenizer)
     return TinyStoriesForCausalLM(model_config)
-
-
-def _training_data(manifest: Manifest, checkpoint: Path | None) -> list[dict[str, Any]]:
-    """Return the record of the training data for config.json.
-
-    A resumed run keeps its record, which includes the data of the model that it started from.
-    """
-    if checkpoint:
-        saved = read_json_object(RunDir(run_dir_of(checkpoint)).last / "config.json")
-        if "training_data" in saved:
-            return saved["training_data"]
-    return [TrainingData.from_provenance(manifest).to_dict()]
 
 
 def _build_recorder(
