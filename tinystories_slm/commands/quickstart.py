@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.commands.generate import write_results
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import iter_raw_stories
@@ -37,6 +38,7 @@ def run_quickstart(config: RunConfig) -> str:
     Raises:
         UserError: a step rejects its input.
     """
+    config = use_own_folders(config)
     if not is_finished(config):
         train(config)
     run_dir = RunDir(config.output_dir)
