@@ -1,6 +1,7 @@
 # make story          train a small model on the built-in corpus and generate a story; DATA=PATH or a Hub id: on that
 #                     corpus; TORCH=default, cpu, cu126, ...: with that build of torch (see install.py)
-# make test           run all tests
+# make test           run the tests, without those that are marked slow
+# make test-all       run all tests
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
 # make common-suite   run transformers' own tests on our models; they are fetched from the package index
@@ -21,14 +22,22 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-lowest common-suite transformers-tests lint reliability clean
+.PHONY: story test test-all test-lowest common-suite transformers-tests lint reliability clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml --data.source="$${DATA:-builtin}"
 
-# One process per core, one file at a time: most of a test's time is the start of a program.
+# One process per core, one file at a time.
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Every script once. With the newest versions, tests/test_wheel.py does the same.
+smoke := tests/test_smoke.py
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	@echo 'running the tests: about 6 minutes on two cores'
+	$(BIN)/python $(PYTEST) --ignore $(smoke) -m 'not slow'
+
+test-all: .venv/installed-dev
+	$(BIN)/python $(PYTEST) --ignore $(smoke)
 
 common-suite: .venv/installed-dev transformers-tests
 	$(BIN)/python -m pytest tests/model/test_common_suite.py
@@ -43,8 +52,8 @@ transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 
 # Tests that depend on other libraries, on the lowest versions that setup.cfg allows.
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -n auto --dist loadfile tests/model tests/generation tests/hub tests/export \
-		tests/config tests/test_private_names.py tests/test_smoke.py
+	.venv-lowest/bin/python $(PYTEST) -m 'not slow' tests/model tests/generation tests/hub tests/export \
+		tests/config tests/test_private_names.py $(smoke)
 
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg
