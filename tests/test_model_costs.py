@@ -148,6 +148,7 @@ def test_activations_match_what_autograd_saves(overrides, precision, dropout, at
     assert memory.activations == pytest.approx(saved, rel=0.03)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("overrides", [FAMILIES["gpt2"], FAMILIES["llama, qk_norm, untied"]])
@@ -184,6 +185,7 @@ def test_expected_memory_matches_the_peak_of_a_forward(hidden_size, batch_size, 
     assert expected == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -106,7 +106,10 @@ def test_directory_lock_excludes_other_processes(tmp_path):
     folder = tmp_path / "data"
     with directory_lock(folder):
         other = subprocess.Popen(
-            [sys.executable, "-c", _WAIT_FOR_LOCK, folder], stdout=subprocess.PIPE, text=True
+            # With --help, the package does not import torch, which takes seconds.
+            [sys.executable, "-c", _WAIT_FOR_LOCK, folder, "--help"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert other.stdout.readline() == "started\n"
         with pytest.raises(subprocess.TimeoutExpired):

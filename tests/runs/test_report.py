@@ -143,6 +143,7 @@ def browser() -> Iterator:
         opened.close()
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_renders_in_a_browser(run_dir, browser, tmp_path, width, height, scheme):

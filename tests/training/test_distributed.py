@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
+from script_process import run_forked
 
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import UserError
@@ -90,13 +91,8 @@ run_command(loop.train, RunConfig, is_distributed=True)
 
 
 def launch(launcher: list[str], script: Path, config_file: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, str(script), "--config", str(config_file), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,  # a hang
-    )
+    command = ["-m", *launcher, script, "--config", config_file, *flags]
+    return run_forked(command, ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 def curves(run_dir: Path) -> dict[str, list[float]]:
@@ -253,8 +249,8 @@ def test_error_of_the_main_process_ends_every_process(tiny_run, tmp_path):
 
 
 def test_configuration_error_is_printed_once_for_all_processes(tiny_run, tmp_path):
-    save_config(tiny_run(), tmp_path / "config.yaml")
-    done = launch([*TORCHRUN, "--nproc_per_node=3"], TRAIN, tmp_path / "config.yaml")
+    save_config(tiny_run(), tmp_path / "config.yaml")  # 8 sequences, in micro-batches of 8
+    done = launch([*TORCHRUN, "--nproc_per_node=2"], TRAIN, tmp_path / "config.yaml")
 
     assert done.returncode != 0
     assert done.stderr.count("error: train.batch_size (8) must be a multiple of") == 1

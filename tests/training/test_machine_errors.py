@@ -54,7 +54,10 @@ def test_full_disk_read_only_directory_and_out_of_memory(tiny_run, tmp_path, fau
         ["unshare", "-rm", "mount", "-t", "tmpfs", "t", tmp_path], capture_output=True
     ).returncode:
         pytest.skip("this system does not permit private mounts (unshare -rm, mount)")
-    save_config(tiny_run("--train.max_steps", "60", "--train.save_every", "2"), tmp_path / "config.yaml")
+    save_config(
+        tiny_run("--train.max_steps=60", "--train.save_every=2", "--train.eval_every=30"),
+        tmp_path / "config.yaml",
+    )
     (tmp_path / "disk").mkdir()
     script = Path(__file__).with_name("machine_faults.py")
     command = ["unshare", "-rm", sys.executable, script, tmp_path / "config.yaml", tmp_path / "disk"]

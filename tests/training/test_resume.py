@@ -1,6 +1,5 @@
 """Resume: a stopped run gives the same model, bit for bit or within rounding."""
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from script_process import processes
 from training.helpers import (
     EXACT_METRICS,
     assert_equal_tensors,
@@ -144,9 +144,6 @@ def test_run_killed_twenty_times_is_bit_identical(two_epochs, fault):
     whole = train(two_epochs(*flags, name="whole"))
     step_s = (time.perf_counter() - start_s) / 150
     config = two_epochs(*flags, name="killed")
-    # A fork server that has imported torch starts independent processes quickly.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tinystories_slm.training"])
     rng, kills, kills_during_a_save = random.Random(0), 0, 0
     while kills < 20:
         process = processes.Process(target=train, args=(config,))

@@ -4,16 +4,14 @@ import logging
 import secrets
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.commands.generate import write_results
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.local import folder_name
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import iter_raw_stories
@@ -36,9 +34,6 @@ logger = logging.getLogger(__name__)
 TEMPERATURE = 0.3
 _EVAL_STORIES = 1000
 _NUM_SAMPLES = 3
-# Folders of configs/quickstart.yaml, and the default without it.
-_BUILTIN_DATA_DIR = Path("data/builtin")
-_BUILTIN_OUTPUT_DIRS = (Path("runs/quickstart"), Path("runs/default"))
 
 
 def run_quickstart(config: RunConfig) -> str:
@@ -50,7 +45,7 @@ def run_quickstart(config: RunConfig) -> str:
     Raises:
         UserError: a step rejects its input, or the source of a finished run has changed.
     """
-    config = separate_folders(config)
+    config = use_own_folders(config)
     if is_finished(config):
         restore_finished_run(config)
     else:
@@ -73,19 +68,6 @@ def run_quickstart(config: RunConfig) -> str:
     [text] = generate_texts(model, tokenizer, [DEFAULT_PROMPT], temperature=TEMPERATURE, seed=seed)
     print(_format_summary(text, report, config, seed))
     return text
-
-
-def separate_folders(config: RunConfig) -> RunConfig:
-    """Replace the folders of the built-in corpus by folders of `data.source`, if it is another source."""
-    if config.data.source == BUILTIN:
-        return config
-    name = folder_name(config.data.source)
-    data, output_dir = config.data, config.output_dir
-    if data.data_dir == _BUILTIN_DATA_DIR:
-        data = replace(data, data_dir=Path("data") / name)
-    if output_dir in _BUILTIN_OUTPUT_DIRS:
-        output_dir = Path("runs") / name
-    return replace(config, data=data, output_dir=output_dir)
 
 
 def _current_evaluation(

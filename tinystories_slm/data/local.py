@@ -62,9 +62,9 @@ def folder_name(source: str) -> str:
     name = _join_parts(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     if name in _RESERVED_NAMES:
         name = _join_parts(path)
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{name.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
+    if len(encoded := os.fsencode(name)) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        name = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
     return name
 
 
