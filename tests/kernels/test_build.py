@@ -169,12 +169,10 @@ def test_apple_clang_uses_the_openmp_library_that_torch_loaded(source, cache, tm
     [openmp] = [path for path in libraries if "libgomp" in path and "torch" in path]
     monkeypatch.setattr(build, "_loaded_llvm_openmp", lambda: openmp)
     assert compiled_sum(source) == 81
-    [library] = cache.iterdir()
-    assert b"libgomp" not in library.read_bytes()  # it names no OpenMP library to load
     assert [path for path in loaded_libraries() if "omp" in path] == [p for p in libraries if "omp" in p]
     version, march, mcpu, link = (clang.parent / "calls").read_text().rstrip().split("\n")
     assert version == "--version" and "-Xclang -fopenmp" in march and march.endswith("-march=native")
-    assert mcpu.endswith("-mcpu=native") and "-fopenmp" not in link
+    assert mcpu.endswith("-mcpu=native") and "-fopenmp" not in link and openmp in link
 
 
 def test_loaded_llvm_openmp_is_torchs_if_there_are_several(monkeypatch):

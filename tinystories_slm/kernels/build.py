@@ -50,7 +50,8 @@ class _Build:
         code = (_HEADER.read_text(encoding="utf-8"), self.source.read_text(encoding="utf-8"))
         programs = [path for word in self.compiler if (path := shutil.which(word))]
         versions = [(path, os.stat(path).st_mtime_ns) for path in programs]
-        inputs = (self.compiler, versions, self.flags, bool(self.openmp), code, cpu_features())
+        openmp = self.openmp and os.path.basename(self.openmp)
+        inputs = (self.compiler, versions, self.flags, openmp, code, cpu_features())
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
         return f"{self.source.parent.name}_{self.source.stem}_{key}_"
 
@@ -154,7 +155,7 @@ def _openmp_flags(build: _Build) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     if build.openmp and "clang" in _run([*build.compiler, "--version"]):
         is_mac = platform.system() == "Darwin"
-        return ("-Xclang", "-fopenmp"), (("-undefined", "dynamic_lookup") if is_mac else ())
+        return ("-Xclang", "-fopenmp"), (("-undefined", "dynamic_lookup") if is_mac else (build.openmp,))
     return ("-fopenmp",), ("-fopenmp",)
 
 
@@ -228,10 +229,12 @@ def _content_hash(library: Path) -> str:
 
 
 def _load(library: Path, build: _Build) -> ctypes.CDLL:
-    if build.openmp and hasattr(os, "RTLD_NOLOAD"):
-        # Not a second copy: this lets the kernels find the functions of the loaded one.
-        ctypes.CDLL(build.openmp, mode=os.RTLD_NOLOAD | ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(library))
+    if not build.openmp or os.name == "nt":
+        return ctypes.CDLL(str(library))
+    # Not a second copy: this lets the kernels find the functions of the loaded one.
+    ctypes.CDLL(build.openmp, mode=os.RTLD_NOLOAD | ctypes.RTLD_GLOBAL)
+    # Linux: before those of another OpenMP library, such as gcc's.
+    return ctypes.CDLL(str(library), mode=getattr(os, "RTLD_DEEPBIND", 0))
 
 
 def data_ptr(tensor: torch.Tensor | None) -> int | None:
