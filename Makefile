@@ -4,6 +4,7 @@
 # make test-all       run all tests
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
+# make test-lowered   run the tests of kernels and numerics as on an older CPU (AVX2, no bfloat16 instructions)
 # make common-suite   run transformers' own tests on our models; they are fetched from the package index
 # make reliability    run the fault tests and write the table of docs/reliability.md
 # make browser        install chromium and npm for the tests of the browser page
@@ -22,7 +23,7 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-all test-lowest common-suite transformers-tests lint reliability clean
+.PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml --data.source="$${DATA:-builtin}"
@@ -54,6 +55,14 @@ transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python $(PYTEST) -m 'not slow' tests/model tests/generation tests/hub tests/export \
 		tests/config tests/test_private_names.py $(smoke)
+
+# The instruction sets of torch, its libraries and our kernels as on a CPU of 2013 to 2020; on other CPUs than x86 the
+# variables of torch do nothing.
+lowered := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	CC="cc$(if $(filter x86_64,$(shell uname -m)), -march=x86-64-v3)"
+test-lowered: .venv/installed-dev
+	$(lowered) $(BIN)/python -m pytest -n auto -m 'not slow' tests/kernels/test_training_kernels.py \
+		tests/generation/test_decoder.py tests/export/test_native.py tests/export/test_exporters.py
 
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg

@@ -322,7 +322,9 @@ def test_check_packages_reports_missing_and_old_versions(monkeypatch):
 def test_check_threads_reports_idle_cores_and_moving_threads(monkeypatch):
     monkeypatch.setattr(machine, "num_physical_cores", lambda: 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(machine, "loaded_libraries", lambda: "/usr/lib/libtcmalloc.so.4\n/opt/libiomp5.so")
+    monkeypatch.setattr(
+        machine, "loaded_libraries", lambda: ["/usr/lib/libtcmalloc.so.4", "/opt/libiomp5.so"]
+    )
     monkeypatch.delenv("KMP_AFFINITY", raising=False)
     few, moving = machine.check_threads(CPU)
     assert (few.verdict, few.remedy) == ("slow", "export OMP_NUM_THREADS=16")

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ignore_the_cache, run_script, tiny_model
 from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
+from tinystories_slm.commands.cli import run_command
 from tinystories_slm.errors import UserError
 from tinystories_slm.export import ExportArgs, ExportError, export, exporters, native
 from tinystories_slm.export.checks import EquivalenceCheck, require_equal
@@ -23,8 +26,9 @@ def test_export_script_writes_and_prints_checks(best, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum(str(output) in line for line in lines) == len(list(output.iterdir())) == 6
-    assert "checked   GPT2LMHeadModel, bfloat16: largest logits difference 0, the same greedy story" in lines
-    assert lines[-1] == "largest logits difference of all checks: 0"
+    assert "checked   GPT2LMHeadModel, float32: largest logits difference 0, the same greedy story" in lines
+    assert any(line.startswith("checked   GPT2LMHeadModel, bfloat16: largest logits diff") for line in lines)
+    assert lines[-1].startswith("largest logits difference of all checks: ")
     assert "it/s" not in done.stderr and "attention_mask" not in done.stderr
 
 
@@ -189,10 +193,47 @@ def test_failed_export_raises_and_keeps_the_earlier_one(best, tmp_path, monkeypa
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
+def test_native_export_allows_16_bit_rounding_but_no_fault(best, tmp_path, monkeypatch, capsys):
+    args = ["--model", str(best("gpt2")), "--format=native", "--output", str(tmp_path / "out")]
+    forward = Conv1D.forward
+
+    def rounded_twice(layer, x):
+        """Sum in two halves, as a CPU without bfloat16 instructions may round."""
+        half = x.shape[-1] // 2
+        if x.dtype != torch.bfloat16:
+            return forward(layer, x)
+        return x[..., :half] @ layer.weight[:half] + x[..., half:] @ layer.weight[half:] + layer.bias
+
+    monkeypatch.setattr(Conv1D, "forward", rounded_twice)
+    run_command(export, ExportArgs, args)
+    exact, rounded = json.loads((tmp_path / "out" / "export.json").read_text())["checks"]
+    assert exact["max_difference"] == exact["max_allowed"] == 0.0
+    assert 0.0 < rounded["max_difference"] < 0.5 * rounded["max_allowed"]
+
+    def faulty(layer, x):
+        return forward(layer, x).roll(int(x.dtype == torch.bfloat16), dims=-1)
+
+    monkeypatch.setattr(Conv1D, "forward", faulty)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(export, ExportArgs, args)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: GPT2LMHeadModel, bfloat16: ") and error.count("\n") == 1
+    assert "is allowed, so nothing was written; install another version of transformers" in error
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["checks"] == [exact, rounded]
+
+
 def test_require_equal_rejects_any_difference():
     good = EquivalenceCheck(name="native", max_difference=0.0, greedy_match=True)
     assert require_equal(good) is good
-    for bad in ({"max_difference": 1e-9}, {"greedy_match": False}, {"max_difference": float("nan")}):
+    for bad in (
+        {"max_difference": 1e-9},
+        {"greedy_match": False},
+        {"max_difference": float("nan")},
+        {"max_difference": float("nan"), "max_allowed": 0.1},
+        {"max_difference": 0.11, "max_allowed": 0.1},
+    ):
         with pytest.raises(ExportError, match="nothing was written"):
             require_equal(
                 EquivalenceCheck(**{"name": "native", "max_difference": 0.0, "greedy_match": True} | bad)

@@ -7,6 +7,7 @@ from conftest import FAMILIES, tiny_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
+from tinystories_slm.export.checks import MAX_DIFFERENCE_16_BIT
 from tinystories_slm.export.native import native_model
 
 CLASSES = {
@@ -19,7 +20,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_native_export_equals_the_model_to_the_bit(family, exported, original, input_ids):
+def test_native_export_equals_the_model(family, exported, original, input_ids):
     folder = exported(family, "native")
     model = original(family)
     for dtype in (torch.float32, torch.bfloat16):
@@ -27,7 +28,13 @@ def test_native_export_equals_the_model_to_the_bit(family, exported, original, i
         assert type(native).__name__ == CLASSES[family]
         assert type(native).__module__.startswith("transformers.models.")
         # A copy, because `to` rounds in place and other tests use the same model.
-        assert torch.equal(native(input_ids).logits, copy.deepcopy(model).to(dtype)(input_ids).logits)
+        logits = [network(input_ids).logits.float() for network in (native, copy.deepcopy(model).to(dtype))]
+        if CLASSES[family] == "GPT2LMHeadModel" and dtype == torch.bfloat16:
+            # One joint product for queries, keys and values: equal only on CPUs with bfloat16 instructions.
+            bound = MAX_DIFFERENCE_16_BIT * logits[1].abs().max()
+            assert (logits[0] - logits[1]).abs().max() < bound
+        else:
+            assert torch.equal(*logits)
     assert not list(folder.glob("*.py")) and "auto_map" not in (folder / "config.json").read_text()
     tied = native.get_input_embeddings().weight.data_ptr() == native.lm_head.weight.data_ptr()
     assert tied == model.config.tie_word_embeddings

@@ -8,6 +8,7 @@ import torch
 
 from tinystories_slm.hardware import host
 from tinystories_slm.hardware.host import (
+    cpu_features,
     describe_hardware,
     installed_version,
     num_physical_cores,
@@ -52,6 +53,39 @@ def test_processor_name_falls_back_to_the_architecture(monkeypatch, tmp_path):
     assert processor_name() == "aarch64"
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD  EPYC 9B14\nflags\t: avx2\n")
     assert processor_name() == "AMD EPYC 9B14"
+
+
+ARM = """processor\t: 0
+BogoMIPS\t: 243.75
+Features\t: fp asimd {features}
+CPU implementer\t: 0x41
+CPU part\t: {part}
+"""
+
+
+def test_cpu_features_differ_between_processors_of_arm_and_macs(monkeypatch, tmp_path):
+    monkeypatch.setattr(host.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(host, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(host.platform, "node", lambda: "node7")
+    assert cpu_features() == ("aarch64", "node7")  # no /proc: only this machine may load its kernels
+    assert host.loaded_libraries() == []
+
+    def linux(**fields: str) -> tuple[str, ...]:
+        (tmp_path / "cpuinfo").write_text(ARM.format(**fields) * 2)
+        return cpu_features()
+
+    graviton = linux(features="sve", part="0xd40")
+    assert graviton == (
+        "aarch64", "CPU implementer\t: 0x41", "CPU part\t: 0xd40", "Features\t: fp asimd sve"
+    )  # fmt: skip
+    assert len({graviton, linux(features="sve2", part="0xd40"), linux(features="sve", part="0xd4f")}) == 3
+
+    printed = "machdep.cpu.brand_string: Apple M1\nhw.optional.arm.FEAT_BF16: 0\n"
+    monkeypatch.setattr(host.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(host.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=printed))
+    assert cpu_features() == ("aarch64", "hw.optional.arm.FEAT_BF16: 0", "machdep.cpu.brand_string: Apple M1")
+    assert processor_name() == "Apple M1"
 
 
 def test_package_versions_reports_unknown_if_not_installed(monkeypatch):

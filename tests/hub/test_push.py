@@ -162,6 +162,19 @@ def test_uploaded_files_contain_no_local_path(hub, complete_run, tmp_path):
     assert json.loads(files["run/stories.jsonl"].data)["model"] == REPO
 
 
+def test_secrets_are_found_without_a_home_directory(tmp_path, monkeypatch):
+    def no_entry(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    (tmp_path / "README.md").write_text("--model ~/best")
+    staging._check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
+    (tmp_path / "README.md").write_text(f"--model {tmp_path}/best")
+    with pytest.raises(UserError, match="holds the run's path"):
+        staging._check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "secret", "message"),
     [

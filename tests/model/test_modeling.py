@@ -20,6 +20,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinystories_slm.export.checks import MAX_DIFFERENCE_16_BIT
 from tinystories_slm.export.native import native_model
 from tinystories_slm.model import CACHE_NAME
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
@@ -452,7 +453,12 @@ def test_family_matches_a_transformers_class_exactly(overrides, name, dtype, inp
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
 
     assert type(theirs).__name__ == name and type(theirs).__module__.startswith("transformers.models.")
-    assert torch.equal(ours.to(dtype)(input_ids).logits, theirs(input_ids).logits)
+    logits = [network(input_ids).logits.float() for network in (ours.to(dtype), theirs)]
+    if name == "GPT2LMHeadModel" and dtype == torch.bfloat16:
+        # One product for queries, keys and values: equal to ours only on CPUs with bfloat16 instructions.
+        assert (logits[0] - logits[1]).abs().max() < MAX_DIFFERENCE_16_BIT * logits[0].abs().max()
+    else:
+        assert torch.equal(*logits)
 
 
 def test_model_files_import_nothing_of_the_package():

@@ -13,7 +13,12 @@ from accelerate.utils import parse_flag_from_env
 from packaging.requirements import Requirement
 
 from tinystories_slm.doctor.diagnostic import Diagnostic
-from tinystories_slm.hardware.host import installed_version, num_physical_cores, processor_name
+from tinystories_slm.hardware.host import (
+    installed_version,
+    loaded_libraries,
+    num_physical_cores,
+    processor_name,
+)
 from tinystories_slm.hardware.malloc import describe_allocator
 
 _REPORTED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "huggingface_hub")
@@ -95,7 +100,7 @@ def check_threads(device: torch.device) -> Iterator[Diagnostic]:
         yield Diagnostic("threads", "ok", text)
     else:
         yield Diagnostic("threads", "slow", text, f"export OMP_NUM_THREADS={cores}")
-    if device.type == "cpu" and "libiomp" in loaded_libraries() and "KMP_AFFINITY" not in os.environ:
+    if device.type == "cpu" and "libiomp" in str(loaded_libraries()) and "KMP_AFFINITY" not in os.environ:
         yield Diagnostic(
             "threads",
             "slow",
@@ -118,7 +123,7 @@ def check_load() -> Iterator[Diagnostic]:
 
 def check_allocator() -> Iterator[Diagnostic]:
     """Name the memory allocator of the process, and check whether the kernel gives it huge pages."""
-    libraries = loaded_libraries()
+    libraries = str(loaded_libraries())
     other = next((name for name in ("tcmalloc", "jemalloc", "mimalloc") if name in libraries), None)
     yield Diagnostic("allocator", "ok", other or describe_allocator())
     if _HUGE_PAGES.exists() and "[never]" in _HUGE_PAGES.read_text(encoding="utf-8"):
@@ -128,9 +133,3 @@ def check_allocator() -> Iterator[Diagnostic]:
             "disabled in the kernel, so memory is mapped 4 kB at a time",
             f"echo madvise | sudo tee {_HUGE_PAGES}",
         )
-
-
-def loaded_libraries() -> str:
-    """Return the memory map of this process, which names every loaded library; empty without /proc."""
-    maps = Path("/proc/self/maps")
-    return maps.read_text(encoding="utf-8", errors="replace") if maps.exists() else ""

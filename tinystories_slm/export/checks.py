@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinystories_slm.errors import UserError
 from tinystories_slm.generation.cache_check import cache_error, max_cache_error
 
 DEFAULT_PROMPT = "Once upon a time"
@@ -21,6 +22,12 @@ TOKENIZER_TEXTS = (
 )
 """Difficult cases for a tokenizer: contractions, digits, runs of blanks, scripts, emoji, special tokens."""
 _NUM_TOKENS = 64
+MAX_DIFFERENCE_16_BIT = 0.05
+"""Largest difference of two logits, relative to the largest logit, that 16-bit rounding explains.
+
+For models that sum in another order, such as GPT-2 with one product for queries, keys and values. Measured:
+0.009 in bfloat16 on CPUs without bfloat16 instructions, 0 on others; 0.55 with positions that are off by one.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,8 @@ class EquivalenceCheck:
     """Largest absolute difference of two logits."""
     greedy_match: bool
     """Whether greedy decoding generates the same text."""
+    max_allowed: float = 0.0
+    """Largest `max_difference` that passes. Above 0 the greedy text may differ as well."""
     cache_error: float = 0.0
     """Difference between generation through the cache and one forward pass, relative to the largest logit."""
     max_cache_error: float = 0.0
@@ -50,8 +59,12 @@ class EquivalenceCheck:
         return f"{line}; same argmax for {self.token_agreement:.1%} of its tokens"
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError):
     """An export does not compute what the model computes: a fault here, or in a new version of a library."""
+
+    def __init__(self, message: str) -> None:
+        remedy = "install another version of transformers, or report this"
+        super().__init__(f"{message}, so nothing was written; {remedy}")
 
 
 def probe_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -91,9 +104,17 @@ def greedy_ids(model: PreTrainedModel, prompt: list[int], length: int) -> list[i
 
 @torch.no_grad()
 def compare(
-    name: str, model: PreTrainedModel, exported: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    model: PreTrainedModel,
+    exported: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_relative_difference: float = 0.0,
 ) -> EquivalenceCheck:
-    """Compare logits over `probe_ids` and greedy decoding of two models; never raises `ExportError`."""
+    """Compare logits over `probe_ids` and greedy decoding of two models; never raises `ExportError`.
+
+    `max_relative_difference` is relative to the largest logit; 0 requires equality to the bit.
+    """
     ids = probe_ids(model, tokenizer)
     mask = torch.ones_like(ids)  # without a mask transformers warns, as pad and end token share an id
     logits = [network(ids, attention_mask=mask).logits.float() for network in (model, exported)]
@@ -104,13 +125,14 @@ def compare(
         name=name,
         max_difference=difference,
         greedy_match=greedy_match,
+        max_allowed=max_relative_difference * logits[0].abs().max().item(),
         cache_error=cache_error(exported, prompt),
         max_cache_error=max_cache_error(exported.dtype),
     )
 
 
 def require_equal(check: EquivalenceCheck) -> EquivalenceCheck:
-    """Return `check` if the two models are equal to the bit.
+    """Return `check` if the two models are equal to the bit, or as close as `check.max_allowed`.
 
     Raises:
         ExportError: a logit or a token of the greedy text differs, or generation through the cache
@@ -119,11 +141,13 @@ def require_equal(check: EquivalenceCheck) -> EquivalenceCheck:
     if not check.cache_error <= check.max_cache_error:
         raise ExportError(
             f"{check.name}: generation with the cache differs from one forward pass by "
-            f"{check.cache_error:.3g} of the largest logit (at most {check.max_cache_error} is allowed), so "
-            "nothing was written; install another version of transformers, or report this"
+            f"{check.cache_error:.3g} of the largest logit (at most {check.max_cache_error} is allowed)"
         )
-    if check.max_difference != 0.0 or not check.greedy_match:
-        raise ExportError(f"{check}; both must be equal, so nothing was written")
+    if not check.max_difference <= check.max_allowed:  # also for NaN
+        allowed = f"at most {check.max_allowed:.3g} is allowed" if check.max_allowed else "both must be equal"
+        raise ExportError(f"{check}; {allowed}")
+    if not check.greedy_match and check.max_allowed == 0.0:
+        raise ExportError(f"{check}; both must be equal")
     return check
 
 

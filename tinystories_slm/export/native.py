@@ -20,6 +20,7 @@ from transformers import (
 
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.export.checks import (
+    MAX_DIFFERENCE_16_BIT,
     EquivalenceCheck,
     ExportError,
     compare,
@@ -36,8 +37,8 @@ def export_native(
     """Write to `folder` what `from_pretrained(folder)` loads without any code of this project.
 
     Raises:
-        ExportError: the folder, loaded again in float32 or bfloat16, differs in logits (by a single bit),
-            greedy text or token ids.
+        ExportError: the folder, loaded again, differs in logits, greedy text or token ids: in float32 by a
+            single bit, in bfloat16 by more than `MAX_DIFFERENCE_16_BIT`.
     """
     native = native_model(model)
     native.generation_config = default_generation_config(model, tokenizer)
@@ -47,7 +48,6 @@ def export_native(
     save_tokenizer(tokenizer, folder)
 
     require_same_ids("native", tokenizer, load_tokenizer(str(folder)))
-    # Not float16: on the CPU one joint matmul for queries, keys and values rounds differently from three.
     return [
         _compare_saved(model, type(native), tokenizer, folder, dtype)
         for dtype in (torch.float32, torch.bfloat16)
@@ -179,4 +179,6 @@ def _compare_saved(
         raise ExportError(f"{folder} loads as {type(exported).__name__}, not as {native_class.__name__}")
     expected = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
     name = f"{native_class.__name__}, {str(dtype).removeprefix('torch.')}"
-    return require_equal(compare(name, expected, exported, tokenizer))
+    # In 16 bits one joint product for queries, keys and values may round differently from three.
+    bound = 0.0 if dtype == torch.float32 else MAX_DIFFERENCE_16_BIT
+    return require_equal(compare(name, expected, exported, tokenizer, max_relative_difference=bound))

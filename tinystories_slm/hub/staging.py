@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -152,8 +153,12 @@ def _check_no_secrets(folder: Path, files: Iterable[Path], run_dir: Path) -> Non
     Raises:
         UserError: a file does; the message names the file but not the token.
     """
+    home = Path(os.path.expanduser("~"))  # `Path.home` raises an exception in a container without users
     secrets = [
-        ("a path in this user's home directory", f"{Path.home().as_posix().rstrip('/')}/"),
+        (
+            "a path in this user's home directory",
+            f"{home.as_posix().rstrip('/')}/" if home != Path("~") else "",
+        ),
         ("the run's path", run_dir.resolve().as_posix()),
         ("the run's path", run_dir.absolute().as_posix()),
         ("your access token", get_token() or ""),

@@ -3,6 +3,10 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Not <omp.h>, which Apple's compiler lacks. */
+int omp_get_num_threads(void);
+int omp_get_thread_num(void);
+
 #ifdef BFLOAT16
 typedef uint16_t elem_t;
 static inline float to_float(elem_t x) {

@@ -6,7 +6,6 @@ V vocabulary; S is the capacity of the cache in positions. */
 
 #include <math.h>
 #include <stddef.h>
-#include <omp.h>
 #include "dtypes.h"
 
 enum { LANES = 16, BLOCK = 16 * LANES, MAX_HEAD_DIM = 256 };

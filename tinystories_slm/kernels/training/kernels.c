@@ -7,7 +7,6 @@ static schedule and every thread has its own sums over rows, so results are dete
 of threads. */
 
 #include <math.h>
-#include <omp.h>
 #include "dtypes.h"
 
 #define ROWS_IN_PARALLEL _Pragma("omp parallel for num_threads(threads) schedule(static)")
