@@ -117,6 +117,9 @@ class EvaluateArgs:
     """Windows per forward pass; changes speed and memory, not the scores."""
     max_stories: int | None = None
     """Number of stories to score, from the start of the split; null for all."""
+    tasks: str | None = None
+    """Further measurements, of 16 stories that the model generates, separated by commas: `ended`, `grammar`;
+    see `train.eval_tasks` of a run."""
     output: Path | None = None
     """JSON file for the scores; null for none."""
     text_column: str = "text"

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
 from tinystories_slm.evaluation.selection import StorySelection, select_stories
+from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
@@ -36,6 +38,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     Raises:
         UserError: the model, the data or the split cannot be found or read.
     """
+    tasks = parse_task_names(args.tasks, "tasks")
     model, tokenizer = load_model_folder(
         args.model,
         revision=args.model_revision,
@@ -65,10 +68,13 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         **selection.record(),
         "protocol": PROTOCOL,
     }
+    task_results = run_tasks(tasks, EvalContext(model=model, tokenizer=tokenizer))
+    if task_results:
+        result["tasks"] = [asdict(task_result) for task_result in task_results]
     if args.output:
         write_scores(result, args.output)
         logger.info("wrote the scores to %s", args.output)
-    print(format_scores(result))
+    print("\n".join([format_scores(result), *map(str, task_results)]))
     return result
 
 

@@ -1,6 +1,5 @@
 """Evaluation tasks beside the loss: measurements of generated stories, by name."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,6 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.generation.engine import generate_batch
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.generation.request import GenerationResult, prepare_requests
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,9 @@ class EvalResult:
     count: int
     """Number of items that `value` is the mean over."""
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4g} {self.unit} ({self.count})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
@@ -36,8 +36,8 @@ class EvalContext:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    max_new_tokens: int
-    seed: int
+    max_new_tokens: int = 256
+    seed: int = 0
     """Story i is generated with seed + i."""
     num_stories: int = 16
 
@@ -94,8 +94,5 @@ def parse_task_names(text: str | None, option: str) -> list[str]:
 
 
 def run_tasks(names: list[str], context: EvalContext) -> list[EvalResult]:
-    """Run the tasks in order and log each result on one line."""
-    results = [result for name in names for result in EVAL_TASKS[name](context)]
-    for result in results:
-        logger.info("%s: %.4g %s (%d)", result.name, result.value, result.unit, result.count)
-    return results
+    """Run the tasks in order and return their results."""
+    return [result for name in names for result in EVAL_TASKS[name](context)]

@@ -266,7 +266,10 @@ def measure_tasks(run: TrainingRun, model: TinyStoriesForCausalLM) -> dict[str, 
         seed=run.config.train.seed,
     )
     with _force_eager(run.runtime.compiled):
-        return {f"val/{result.name}": result.value for result in run_tasks(names, context)}
+        results = run_tasks(names, context)
+    for result in results:
+        logger.info("step %d/%d: %s", run.progress.step, run.config.train.max_steps, result)
+    return {f"val/{result.name}": result.value for result in results}
 
 
 def _rescore_best(run: TrainingRun) -> None:
