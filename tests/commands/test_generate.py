@@ -242,7 +242,8 @@ def test_a_lone_surrogate_in_a_prompt_is_rejected(folder, tmp_path, monkeypatch,
     args = ["--model", folder, "--prompts", tmp_path / "prompts.jsonl"]
     code, out, err = run_in_process(monkeypatch, capsys, "generate.py", *args)
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith(r"error: the prompt 'A \ud83e fox' holds half a surrogate pair")
+    assert err.splitlines()[-1].startswith("error: prompts (")
+    assert r"line 1, contains an unpaired surrogate (\ud83e); correct the prompt" in err
 
 
 @pytest.fixture

@@ -587,11 +587,14 @@ def test_folder_name_is_unique_for_each_source(tmp_path: Path, monkeypatch: pyte
         "a/../b/it's mine.txt": "b--it's mine.txt",
         "data/mystories": "data--mystories",
         "roneneldan/TinyStories": "roneneldan--TinyStories",
-        "/no/where/mine.txt": "no--where--mine.txt",
+        "/no/where/mine.txt": "no--where--mine.txt-b6c64000",
     }
     assert {source: folder_name(source) for source in names} == names
-    for source in (".", "./builtin", "quickstart", ".."):
+    for source in (".", "./builtin", "quickstart", "..", "/", "~", "~nobody", "\udcff"):
         assert folder_name(source) not in ("", ".", "..", "builtin", "quickstart")
+    pairs = (("/no/where/mine.txt", "no/where/mine.txt"), ("a/b", "a--b"), (".", str(tmp_path.name)))
+    for one, other in pairs:
+        assert folder_name(one) != folder_name(other)
     long = [folder_name("x/" * 100 + name) for name in ("a", "b")]
     assert long[0] != long[1] and max(map(len, long)) < 160
 

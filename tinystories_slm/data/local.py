@@ -55,15 +55,17 @@ def check_apart(source: str, option: str, folder: Path) -> None:
 def folder_name(source: str) -> str:
     """Return a folder name for the data and runs of `source`: its path or Hub id with `--` for each `/`.
 
-    Two sources share no name, whether they exist or not. Paths are relative to the current folder, where
-    they lie below it.
+    Two sources share no name, whether they exist or not. Paths below the current folder are relative to it.
+    A hash follows other paths, long ones, and those that contain `--`.
     """
-    path = Path(os.path.abspath(Path(source).expanduser()))
-    name = _join_parts(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-    if name in _RESERVED_NAMES:
-        name = _join_parts(path)
-    if len(encoded := os.fsencode(name)) > _MAX_NAME_BYTES:
-        digest = hashlib.sha256(encoded).hexdigest()[:8]
+    path, here = Path(os.path.abspath(os.path.expanduser(source))), Path.cwd()
+    is_below = path.is_relative_to(here)
+    shown = path.relative_to(here) if is_below else path
+    name = _join_parts(shown)
+    encoded = os.fsencode(name)
+    is_unique = is_below and name not in _RESERVED_NAMES and not any("--" in part for part in shown.parts)
+    if not is_unique or len(encoded) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(shown)).hexdigest()[:8]
         name = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
     return name
 
