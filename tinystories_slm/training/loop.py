@@ -122,7 +122,8 @@ def sync_stop_condition(run: TrainingRun) -> None:
         is_main = accelerator.is_main_process  # the times are those of the main process alone
         local = torch.tensor(
             [seconds if is_main else 0.0, estimated_final_seconds if is_main else 0.0, stop_requests],
-            dtype=torch.float64,
+            # Other devices, such as MPS, have no float64.
+            dtype=torch.float64 if accelerator.device.type in ("cpu", "cuda") else torch.float32,
             device=accelerator.device,
         )
         seconds, estimated_final_seconds, stop_requests = accelerator.reduce(local, reduction="sum").tolist()
