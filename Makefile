@@ -1,5 +1,7 @@
-# make story          train a small model on the built-in corpus and generate a story
-# make test           run all tests
+# make story          train a small model on the built-in corpus and generate a story; DATA=PATH or a Hub id: on that
+#                     corpus; TORCH=default, cpu, cu126, ...: with that build of torch (see install.py)
+# make test           run the tests, without those that are marked slow
+# make test-all       run all tests
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
 # make test-lowered   run the tests of kernels and numerics as on an older CPU (AVX2, no bfloat16 instructions)
@@ -7,35 +9,43 @@
 # make reliability    run the fault tests and write the table of docs/reliability.md
 # make browser        install chromium and npm for the tests of the browser page
 PYTHON ?= python3
-DATA ?= builtin
+# Recipes receive these as environment variables, so that neither make nor the shell interprets their characters.
+override DATA := $(value DATA)
+override TORCH := $(value TORCH)
+export DATA TORCH
 
 BIN := .venv/bin
 # pip trusts the certificates of the system, uv only with this variable; the variable has had two names.
 UV := UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1 $(BIN)/uv
-# The last part of DATA, including blanks.
-name := $(shell basename '$(DATA)')
-# configs/quickstart.yaml has the folders of the built-in corpus; another source gets separate folders.
-source := $(if $(filter-out builtin,$(DATA)),'--data.source=$(DATA)' '--data.data_dir=data/$(name)' '--output_dir=runs/$(name)')
+requirements := setup.cfg pyproject.toml constraints.txt install.py
 
 # Source archives of the newest and lowest transformers: the wheel contains no tests.
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-lowest test-lowered common-suite transformers-tests lint reliability clean
+.PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability clean
 
 story: .venv/installed
-	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml $(source)
+	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml --data.source="$${DATA:-builtin}"
 
-# One process per core, one file at a time: most of a test's time is the start of a program.
+# One process per core, one file at a time.
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Every script once. With the newest versions, tests/test_wheel.py does the same.
+smoke := tests/test_smoke.py
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	@echo 'running the tests: about 6 minutes on two cores'
+	$(BIN)/python $(PYTEST) --ignore $(smoke) -m 'not slow'
+
+test-all: .venv/installed-dev
+	$(BIN)/python $(PYTEST) --ignore $(smoke)
 
 common-suite: .venv/installed-dev transformers-tests
 	$(BIN)/python -m pytest tests/model/test_common_suite.py
 
 transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 
-.cache/transformers-%/tests/__init__.py: | .venv/bin/python
+.cache/transformers-%/tests/__init__.py: | .venv/installed-dev
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers \
 		--dest .cache transformers==$*
 	tar -xzf .cache/transformers-$*.tar.gz -C .cache transformers-$*/tests
@@ -43,15 +53,15 @@ transformers-tests: $(newest)/tests/__init__.py $(lowest)/tests/__init__.py
 
 # Tests that depend on other libraries, on the lowest versions that setup.cfg allows.
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -n auto --dist loadfile tests/model tests/generation tests/hub tests/export \
-		tests/config tests/test_private_names.py tests/test_smoke.py
+	.venv-lowest/bin/python $(PYTEST) -m 'not slow' tests/model tests/generation tests/hub tests/export \
+		tests/config tests/test_private_names.py $(smoke)
 
 # The instruction sets of torch, its libraries and our kernels as on a CPU of 2013 to 2020; on other CPUs than x86 the
 # variables of torch do nothing.
 lowered := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	CC="cc$(if $(filter x86_64,$(shell uname -m)), -march=x86-64-v3)"
 test-lowered: .venv/installed-dev
-	$(lowered) $(BIN)/python -m pytest -n auto tests/kernels/test_training_kernels.py \
+	$(lowered) $(BIN)/python -m pytest -n auto -m 'not slow' tests/kernels/test_training_kernels.py \
 		tests/generation/test_decoder.py tests/export/test_native.py tests/export/test_exporters.py
 
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
@@ -75,22 +85,24 @@ lint: .venv/installed-dev
 reliability: .venv/installed-dev
 	$(BIN)/python -m pytest tests/training --reliability docs/reliability.md
 
+# data/ and runs/ stay: they contain trained models and files of the user.
 clean:
-	rm -rf .venv .venv-lowest .cache data runs
+	rm -rf .venv .venv-lowest .cache
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'error: PYTHON ($(PYTHON)): must be Python 3.11 or newer; use make story PYTHON=python3.12' >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-
-.venv/installed: .venv/bin/python setup.cfg pyproject.toml constraints.txt
-	@echo 'installing the package and its pinned dependencies (once; takes minutes)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# install.py prints its progress. TORCH=default, cpu, cu126, ... runs it again.
+.venv/installed: $(requirements) .venv/bin/python $(if $(TORCH),force)
+	@$(PYTHON) install.py --torch="$$TORCH"
 	@touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+.venv/installed-dev: $(requirements) .venv/bin/python
+	@$(PYTHON) install.py --extra dev --torch="$$TORCH"
+	@touch .venv/installed $@
+
+# Missing or a link to a Python that was removed: the rules above run again.
+.venv/bin/python: ;
+
+.PHONY: force
+force:
 
 # Programs for the tests of the browser page. Installation needs root and apt-get; without the programs these
 # tests are skipped with a reason.

@@ -1,4 +1,4 @@
-"""Train, evaluate and generate in one go: python scripts/story.py --config configs/quickstart.yaml"""
+"""Train, evaluate and generate in one go: python scripts/story.py"""
 
 from tinystories_slm.commands import run
 

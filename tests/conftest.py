@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from script_process import run_forked
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.config import RunConfig, parse_config
@@ -22,6 +22,7 @@ from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
+from tinystories_slm.runs.recorder import RunRecorder
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -100,13 +101,28 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_run(data_dir, tmp_path):
+def tiny_run(data_dir, tmp_path, monkeypatch):
     """A function from flags to a RunConfig; its output folder is `tmp_path / name`."""
+    monkeypatch.setattr(RunRecorder, "_plot_loss", _write_loss_plot)
 
     def configure(*flags: str, name: str = "run") -> RunConfig:
         return parse_config([*_base_flags(data_dir, tmp_path / name), *flags])
 
     return configure
+
+
+_plot_loss = RunRecorder._plot_loss
+
+
+def _write_loss_plot(recorder: RunRecorder) -> None:
+    """Draw loss.png once and copy it afterwards: drawing takes longer than training a tiny run."""
+    if not _DRAWN:
+        _plot_loss(recorder)
+        _DRAWN.append(recorder.run_dir.loss_plot.read_bytes())
+    recorder.run_dir.loss_plot.write_bytes(_DRAWN[0])
+
+
+_DRAWN: list[bytes] = []
 
 
 def _base_flags(data_dir: Path, output_dir: Path) -> list[str]:
@@ -143,9 +159,8 @@ def ignore_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_script(
     name: str, *args: str, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess:
-    """A script as a user runs it: a fresh process, from the repository's root unless `cwd` is given."""
-    command: Sequence[str] = [sys.executable, str(ROOT / "scripts" / name), *args]
-    return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, timeout=timeout)
+    """A script in a process of its own, from the repository's root unless `cwd` is given."""
+    return run_forked([ROOT / "scripts" / name, *args], cwd or ROOT, timeout=timeout)
 
 
 @contextmanager
@@ -170,6 +185,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reliability", type=Path, help="write the table of faults that were tried to this file"
     )
+
+
+# The processes of pytest-xdist take files in this order: a long one at the end would run alone.
+LONG_FILES = (
+    "test_wheel.py", "test_browser.py", "test_resume.py", "test_distributed.py", "test_entropy.py",
+    "test_signals.py", "test_roundtrip.py", "test_quickstart.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 _FAULTS = pytest.StashKey[list[tuple[str, str, str]]]()

@@ -23,7 +23,7 @@ from tinystories_slm.model_costs import (
     num_embedding_parameters,
     num_parameters,
 )
-from tinystories_slm.training.optimizers import build_optimizers
+from tinystories_slm.training.optimizers import OPTIMIZERS, build_optimizers
 
 _CPU = torch.device("cpu")
 
@@ -141,13 +141,14 @@ def test_activations_match_what_autograd_saves(overrides, precision, dropout, at
         per_device_batch_size=3,
         seq_len=200,
         precision=precision,
-        optimizer="adamw",
+        optimizer_bytes=0,
         attention=attention,
     )
     saved = saved_bytes(model, batch_size=3, seq_len=200, bf16=precision == "bf16")
     assert memory.activations == pytest.approx(saved, rel=0.03)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("overrides", [FAMILIES["gpt2"], FAMILIES["llama, qk_norm, untied"]])
@@ -155,7 +156,7 @@ def test_fused_activations_match_what_autograd_saves(overrides, precision):
     model = tiny_model(**overrides, max_position_embeddings=208, num_hidden_layers=3).train()
     model.set_attn_implementation(MATMUL)
     fuse(model)
-    sizes = {"seq_len": 200, "precision": precision, "optimizer": "adamw", "fused": True}
+    sizes = {"seq_len": 200, "precision": precision, "optimizer_bytes": 0, "fused": True}
     memory = memory_bytes(model.config, per_device_batch_size=3, **sizes)
     saved = saved_bytes(model, batch_size=3, seq_len=200, bf16=precision == "bf16")
     assert memory.activations == pytest.approx(saved, rel=0.03)
@@ -176,14 +177,15 @@ def test_expected_memory_matches_the_peak_of_a_forward(hidden_size, batch_size, 
     model = TinyStoriesForCausalLM(config).train()
     model.set_attn_implementation(MATMUL)
     memory = memory_bytes(
-        config, per_device_batch_size=batch_size, seq_len=64, precision=precision, optimizer="adamw"
+        config, per_device_batch_size=batch_size, seq_len=64, precision=precision, optimizer_bytes=0
     )
     P = num_parameters(config)
-    expected = memory.total - memory.optimizer - 8 * P  # weights exist already, gradients not yet
+    expected = memory.total - 8 * P  # weights exist already, gradients not yet
     peak = peak_of_a_forward(model, batch_size=batch_size, seq_len=64, bf16=precision == "bf16")
     assert expected == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -208,9 +210,9 @@ def test_expected_memory_matches_the_peak_of_a_fused_forward(
     model = TinyStoriesForCausalLM(config).train()
     model.set_attn_implementation(MATMUL)
     fuse(model)
-    sizes = {"seq_len": 64, "precision": precision, "optimizer": "adamw", "fused": True}
+    sizes = {"seq_len": 64, "precision": precision, "optimizer_bytes": 0, "fused": True}
     memory = memory_bytes(config, per_device_batch_size=batch_size, **sizes)
-    expected = memory.total - memory.optimizer - 8 * num_parameters(config)
+    expected = memory.total - 8 * num_parameters(config)
     peak = peak_of_a_forward(model, batch_size=batch_size, seq_len=64, bf16=precision == "bf16")
     assert expected == pytest.approx(peak, rel=0.1)
 
@@ -239,10 +241,7 @@ def test_optimizer_memory_matches_its_state(optimizer):
         one.step()
         states = [state for states in one.state.values() for state in states.values()]
         kept += sum(state.nbytes for state in states if torch.is_tensor(state) and state.ndim)
-    memory = memory_bytes(
-        model.config, per_device_batch_size=1, seq_len=8, precision="no", optimizer=optimizer
-    )
-    assert memory.optimizer == kept
+    assert OPTIMIZERS[optimizer].state_bytes(model.config) == kept
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,11 @@ def test_expected_memory_is_within_twice_the_process_growth(overrides, batch_siz
     defaults = {"vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = TinyStoriesConfig(**defaults | overrides)
     expected = memory_bytes(
-        config, per_device_batch_size=batch_size, seq_len=128, precision=precision, optimizer="adamw"
+        config,
+        per_device_batch_size=batch_size,
+        seq_len=128,
+        precision=precision,
+        optimizer_bytes=8 * num_parameters(config),
     )
     grown = growth_of_two_steps(config, batch_size=batch_size, seq_len=128, bf16=precision == "bf16")
     assert expected.total / 2 < grown < expected.total * 2
@@ -289,11 +292,13 @@ def status_bytes(name: str) -> int:
 
 def test_disk_bytes_counts_weights_and_optimizer_state():
     config = TinyStoriesConfig(vocab_size=10_000, hidden_size=256, num_hidden_layers=8)
-    disk = disk_bytes(config, optimizer="adamw", keep_checkpoints=2)
+    disk = disk_bytes(config, optimizer_bytes=8 * num_parameters(config), num_checkpoints=2)
     assert disk.checkpoint == pytest.approx(12 * num_parameters(config), rel=0.01)
     # Three checkpoints (one of them being written) and two model folders.
     assert disk.run_folder == pytest.approx((3 * 12 + 2 * 4) * num_parameters(config), rel=0.02)
-    muon = disk_bytes(config, optimizer="muon", keep_checkpoints=2)
+    muon = disk_bytes(config, optimizer_bytes=OPTIMIZERS["muon"].state_bytes(config), num_checkpoints=2)
     assert muon.checkpoint < 0.8 * disk.checkpoint
-    averaged = disk_bytes(config, optimizer="adamw", keep_checkpoints=2, averaged=True)
+    averaged = disk_bytes(
+        config, optimizer_bytes=8 * num_parameters(config), num_checkpoints=2, averaged=True
+    )
     assert averaged.checkpoint - disk.checkpoint == 4 * num_parameters(config)

@@ -57,7 +57,7 @@ def test_damaged_model_folder_is_a_one_line_error(model_with_tokenizer, tokenize
 def test_folder_loads_without_this_package(model_with_tokenizer, tokenizer, tmp_path):
     folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
     code = """
-import sys
+import builtins, sys
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "tinystories_slm":
@@ -65,8 +65,12 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import PreTrainedTokenizerFast
 folder = sys.argv[1]
+builtins.input = sys.exit  # no question whether to run the model's code (docs/exports.md)
+plain = PreTrainedTokenizerFast.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+assert plain("The fox").input_ids == tokenizer("The fox").input_ids
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules"), type(model)
 assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "tinystories_slm"

@@ -59,12 +59,42 @@ def installed(wheel, tmp_path_factory) -> Path:
     return command
 
 
-def run_in(folder: Path, *command: str | Path) -> str:
+# One Python imports the libraries, and a child of it runs each command.
+COMMANDS_IN_CHILDREN = """
+import json, os, sys, traceback
+import tinystories_slm.commands.quickstart, tinystories_slm.doctor, tinystories_slm.export
+import tinystories_slm.hub.push
+from tinystories_slm.commands import main
+
+for arguments in json.loads(sys.argv[1]):
+    print("command", *arguments, flush=True)
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            sys.argv = ["tinystories-slm", *arguments]
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        sys.exit(f"exit code {code}")
+"""
+
+
+def run_in(folder: Path, *command: str | Path, code: int = 0) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -94,7 +124,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         "--data.data_dir=data",
     ]
     best = "run/best"
-    for command in (
+    commands = [
         ["download_data", *debug],
         ["train_tokenizer", *debug],
         ["prepare_data", *debug],
@@ -107,8 +137,9 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         ["export", "--model", best, "--format=onnx", "--output=page"],
         ["report", "--run=run"],
         ["push_to_hub", "--run=run", "--repo_id=tester/tales", "--dry_run"],
-    ):
-        run_in(tmp_path, installed, *command)
+    ]
+    run_in(tmp_path, installed, "report", "--run=absent", code=2)
+    run_in(tmp_path, installed.parent / "python", "-c", COMMANDS_IN_CHILDREN, json.dumps(commands))
 
     assert (tmp_path / "page" / "index.html").is_file() and (tmp_path / "run" / "report.html").is_file()
     card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")

@@ -23,10 +23,10 @@ def num_parameters(config: TinyStoriesConfig) -> int:
     C, L = config.hidden_size, config.num_hidden_layers
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
-    norm = C * (2 if config.family == "gpt2" and config.bias else 1)
+    norm = C * (2 if config.bias and not config.has_rms_norm else 1)
     block = _num_block_weights(config) + 2 * norm
     if config.bias:
-        ups = 1 if config.family == "gpt2" else 2
+        ups = 2 if config.has_gated_mlp else 1
         block += query + 2 * key_value + C + ups * config.intermediate_size + C
     if config.qk_norm:
         block += 2 * config.head_dim
@@ -35,8 +35,8 @@ def num_parameters(config: TinyStoriesConfig) -> int:
 
 
 def num_embedding_parameters(config: TinyStoriesConfig) -> int:
-    """Number of parameters in embeddings: of tokens, and in the gpt2 family of positions."""
-    positions = config.max_position_embeddings if config.family == "gpt2" else 0
+    """Number of parameters in embeddings: of tokens, and of positions if they are learned."""
+    positions = 0 if config.has_rope else config.max_position_embeddings
     return (config.vocab_size + positions) * config.hidden_size
 
 
@@ -48,16 +48,21 @@ def flops_per_token(config: TinyStoriesConfig, seq_len: int) -> float:
     numbers attend over T = `seq_len` tokens; as in PaLM, the masked half of the scores is counted.
     Forward is one third of the total, backward two thirds.
     """
-    num_multiplied = config.num_hidden_layers * _num_block_weights(config) + _num_head_weights(config)
+    num_multiplied = num_block_matrix_weights(config) + _num_head_weights(config)
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * seq_len
     return float(6 * num_multiplied + 12 * attention)
+
+
+def num_block_matrix_weights(config: TinyStoriesConfig) -> int:
+    """Number of weights in the matrices of all blocks, which Muon updates."""
+    return config.num_hidden_layers * _num_block_weights(config)
 
 
 def _num_block_weights(config: TinyStoriesConfig) -> int:
     """Number of weights in the matrices of one block."""
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
-    feed_forward = (2 if config.family == "gpt2" else 3) * config.intermediate_size
+    feed_forward = (3 if config.has_gated_mlp else 2) * config.intermediate_size
     return config.hidden_size * (2 * query + 2 * key_value + feed_forward)
 
 
@@ -88,7 +93,7 @@ def memory_bytes(
     per_device_batch_size: int,
     seq_len: int,
     precision: str,
-    optimizer: str,
+    optimizer_bytes: int,
     averaged: bool = False,
     device_type: str = "cpu",
     attention: str | None = None,
@@ -103,7 +108,7 @@ def memory_bytes(
       each weight that the fused layers concatenate;
     - gradients: 4 P, which several processes exchange in place; 4 V C for the head's gradient, which the loss
       holds separately from forward to backward;
-    - optimizer: 8 P (AdamW's two moments); Muon keeps 4 instead of 8 a parameter of the blocks' matrices;
+    - optimizer: `optimizer_bytes`, the state that the optimizer's entry in `training.optimizers` states;
     - ema: 4 P for the averaged weights (`train.ema_decay`);
     - activations: the tensors saved for backward (`_activation_bytes_per_token`, and with `fused`
       `kernels.training.layers.saved_bytes_per_token`);
@@ -118,11 +123,7 @@ def memory_bytes(
     mixed = precision in ("fp16", "bf16")
     width = 2 if mixed else 4
     attention = attention or choose_attention(torch.device(device_type), seq_len)
-    copies = (
-        2 * (config.num_hidden_layers * _num_block_weights(config) + _num_head_weights(config))
-        if mixed
-        else 0
-    )
+    copies = 2 * (num_block_matrix_weights(config) + _num_head_weights(config)) if mixed else 0
     if fused and not mixed:
         copies = 4 * config.num_hidden_layers * num_concatenated_weights(config)
     if fused:
@@ -134,16 +135,11 @@ def memory_bytes(
     return Memory(
         weights=4 * P + copies,
         gradients=4 * P + 4 * V * C,
-        optimizer=_optimizer_bytes(config, optimizer),
+        optimizer=optimizer_bytes,
         ema=4 * P if averaged else 0,
         activations=round(tokens * per_token),
         logits=logits,
     )
-
-
-def _optimizer_bytes(config: TinyStoriesConfig, optimizer: str) -> int:
-    matrices = config.num_hidden_layers * _num_block_weights(config) if optimizer == "muon" else 0
-    return 8 * (num_parameters(config) - matrices) + 4 * matrices
 
 
 def _loss_bytes(config: TinyStoriesConfig, num_tokens: int, mixed: bool, device_type: str) -> int:
@@ -177,11 +173,10 @@ def _activation_bytes_per_token(
     After the final norm, the loss saves the gradient of its input (C).
     """
     C, width = config.hidden_size, 2 if mixed else 4
-    is_llama = config.family == "llama"
-    norm_width = width if device_type == "cpu" and not is_llama else 4
-    inputs = 2 * C if is_llama or norm_width == width else 4 * C
-    norm = (norm_width + (width if is_llama else 0)) * C
-    block = width * ((4 if is_llama else 2) * config.intermediate_size + inputs) + 2 * norm
+    norm_width = width if device_type == "cpu" and not config.has_rms_norm else 4
+    inputs = 2 * C if config.has_rms_norm or norm_width == width else 4 * C
+    norm = (norm_width + (width if config.has_rms_norm else 0)) * C
+    block = width * ((4 if config.has_gated_mlp else 2) * config.intermediate_size + inputs) + 2 * norm
     block += attention_bytes_per_token(config, seq_len, width, device_type, attention)
     if config.qk_norm:
         block += (4 + width) * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
@@ -200,15 +195,16 @@ class Disk:
 
 
 def disk_bytes(
-    config: TinyStoriesConfig, *, optimizer: str, keep_checkpoints: int, averaged: bool = False
+    config: TinyStoriesConfig, *, optimizer_bytes: int, num_checkpoints: int, averaged: bool = False
 ) -> Disk:
     """Expected size of a checkpoint and of the run directory.
 
-    A checkpoint takes 4 P (8 P if averaged) and the optimizer's state. A model folder takes 4 P and its
-    tokenizer, about 60 bytes an entry. Each also counts half a megabyte for its small files.
+    A checkpoint takes 4 P (8 P if averaged) and the optimizer's state; `num_checkpoints` of them are kept. A
+    model folder takes 4 P and its tokenizer, about 60 bytes an entry. Each also counts half a megabyte for
+    its small files.
     """
     weights = 4 * num_parameters(config) + _FOLDER_BYTES
-    checkpoint = weights + _optimizer_bytes(config, optimizer)
+    checkpoint = weights + optimizer_bytes
     checkpoint += 4 * num_parameters(config) if averaged else 0
     model_folder = weights + _BYTES_PER_TOKENIZER_ENTRY * config.vocab_size
-    return Disk(checkpoint, (keep_checkpoints + 1) * checkpoint + 2 * model_folder)
+    return Disk(checkpoint, (num_checkpoints + 1) * checkpoint + 2 * model_folder)

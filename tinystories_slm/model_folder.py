@@ -1,5 +1,6 @@
 """Save and load model folders: `from_pretrained` loads them with or without this package."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from tinystories_slm.data.hub import resolve_model_commit
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device
-from tinystories_slm.io.atomic import replace_directory
+from tinystories_slm.io.atomic import file_sha256, replace_directory
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.text_boundaries import suppressed_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,12 @@ def save_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     # `save_pretrained` registers only the class that it saves; vLLM and feature extraction load AutoModel.
     model.config.auto_map = {"AutoModel": "modeling_tinystories.TinyStoriesModel"}
-    model.generation_config = default_generation_config(model, tokenizer)
+    model.generation_config = default_generation_config(
+        model,
+        tokenizer,
+        # Pipelines need the limit of learned positions; our class does not warn of it.
+        max_length=model.generation_config.max_length,
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     with no_progress_bars():
         model.save_pretrained(partial)
@@ -53,22 +60,37 @@ def save_model_folder(
 
 
 def default_generation_config(
-    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase
+    model: TinyStoriesForCausalLM, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
 ) -> GenerationConfig:
-    """Return the generation defaults of a saved model: sampling, up to the stop token.
+    """Return the generation defaults of a saved model: sampling, up to the stop token, without padding.
 
-    `max_new_tokens` is not set: the caller chooses the length.
+    `max_new_tokens` is not set: the caller chooses the length. With a `max_length`, the classes of
+    transformers warn at each call with `max_new_tokens`.
     """
     return GenerationConfig(
         do_sample=True,
         temperature=0.8,
         top_k=50,
         top_p=0.95,
-        max_length=model.generation_config.max_length,  # pipelines need the limit of learned positions
-        bos_token_id=tokenizer.bos_token_id,
+        max_length=max_length,
+        suppress_tokens=suppressed_token_ids(model, tokenizer) or None,
+        bos_token_id=tokenizer.eos_token_id,  # texts start with the end token in training
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Return the SHA-256 of the weights in a model folder; it names them in every figure computed from them.
+
+    That of model.safetensors, as `sha256sum` prints it; of several weight files, that of their `sha256sum`
+    listing. None without weights.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if len(files) < 2:
+        return file_sha256(files[0]) if files else None
+    listing = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def load_model_folder(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_script
+from script_process import run_forked
 
 from tinystories_slm.commands import COMMANDS
 
@@ -13,10 +14,7 @@ NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = Non
 
 
 def console(*args: str) -> subprocess.CompletedProcess:
-    code = "from tinystories_slm.commands import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    return run_forked(["-m", "tinystories_slm", *args], ROOT)
 
 
 def test_every_script_is_a_command_and_every_command_a_script():
@@ -26,14 +24,20 @@ def test_every_script_is_a_command_and_every_command_a_script():
         assert len(lines) == 6 and lines[-1] == f'    run("{name}")'
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_imports_neither_torch_nor_transformers(name):
-    code = (
-        f"{NO_TORCH}sys.argv = ['{name}', '--help']; from tinystories_slm.commands import run; run('{name}')"
-    )
+def test_help_imports_neither_torch_nor_transformers():
+    code = f"""{NO_TORCH}
+sys.argv.append("--help")
+from tinystories_slm.commands import COMMANDS, run
+for name in COMMANDS:
+    sys.argv = [name, "--help"]
+    try: run(name)
+    except SystemExit as stop: assert not stop.code
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert f"usage: {name}" in done.stdout and "--config" in done.stdout
+    for name in COMMANDS:
+        assert f"usage: {name}" in done.stdout
+    assert done.stdout.count("\n  --config ") == len(COMMANDS)
 
 
 def test_the_console_script_lists_its_commands_and_runs_one(tmp_path):
@@ -75,12 +79,25 @@ def test_python_m_runs_the_console_script():
 
 
 @pytest.mark.parametrize("rank", ["", "1", "first"])
-def test_a_stray_rank_hides_no_error(rank):
-    done = subprocess.run(
-        [sys.executable, "scripts/report.py", "--run=absent"],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"RANK": rank}, timeout=60,
-    )  # fmt: skip
+def test_a_stray_rank_hides_no_error(rank, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    done = run_script("report.py", "--run=absent")
     assert done.returncode == 2 and done.stderr.startswith("error: run (absent)"), done.stderr
+
+
+def test_stray_ranks_hide_no_error_of_training():
+    code = (
+        "import os; from tinystories_slm.commands import run\n"
+        "for variables in ({'RANK': '', 'LOCAL_RANK': '', 'WORLD_SIZE': ''}, {'RANK': '1'},\n"
+        "                  {'RANK': '8', 'LOCAL_RANK': '0', 'WORLD_SIZE': '16', 'MASTER_ADDR': 'x'}):\n"
+        "    os.environ.update(variables)\n"
+        "    try: run('train', ['--train.max_steps=0'])\n"
+        "    except SystemExit as end: print(end.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.split() == ["2"] * 3 and done.stderr.count("error: train.max_steps (0)") == 3, (
+        done.stderr
+    )
 
 
 def test_h_of_another_program_does_not_keep_the_model_from_being_registered():

@@ -1,5 +1,6 @@
 """scripts/generate.py, in this process except for tests of signals and pipes."""
 
+import errno
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs
 from tinystories_slm.config.parse import parse
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.model_folder import save_model_folder
 
 EOS = "<|endoftext|>"
@@ -81,6 +83,7 @@ def test_stream_and_batch_size_do_not_change_the_output(folder, tmp_path, capsys
         "prompt": "The fox",
         "story": results[1].text,
         "model": str(folder),
+        "weights_sha256": file_sha256(folder / "model.safetensors"),
         "seed": 6,
         "temperature": 0.8,
         "top_k": 50,
@@ -103,6 +106,7 @@ def test_options_of_an_output_line_generate_its_text_again(folder, tmp_path):
     )  # fmt: skip
     options = read_jsonl(output)[2]
     expected = {key: options.pop(key) for key in ("story", "num_new_tokens", "finished")}
+    del options["weights_sha256"]  # names the weights of `model`, which are the same
     [result] = generate(GenerateArgs(**options))
     assert expected == {
         "story": result.text,
@@ -208,6 +212,37 @@ def test_closed_pipe_exits_with_code_141_without_an_error_line(endless):
     os.close(writer)
     assert done.returncode == 141
     assert [line for line in done.stderr.splitlines() if not line.startswith("model ")] == []
+
+
+def test_full_disk_keeps_the_earlier_output(folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "stories.jsonl"
+    output.write_text("old")
+    (tmp_path / "stories.jsonl.partial").symlink_to("/dev/full")
+    code, _, err = run_in_process(monkeypatch, capsys, "generate.py", "--model", folder, "--output", output)
+    assert code == 2 and err.splitlines()[-1] == (
+        f"error: output ({output}) cannot be written to (No space left on device); free disk space"
+    )
+    assert output.read_text() == "old" and os.listdir(tmp_path) == ["stories.jsonl"]
+
+
+def test_output_file_has_the_completion_that_stdout_does_not_take(folder, tmp_path, monkeypatch):
+    output = tmp_path / "stories.jsonl"
+
+    def full(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate(GenerateArgs(model=str(folder), prompt="A fox", num_stories=2, batch_size=1, output=output))
+    assert [line["prompt"] for line in read_jsonl(output)] == ["A fox"]
+
+
+def test_a_lone_surrogate_in_a_prompt_is_rejected(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.jsonl").write_text(r'{"prompt": "A \ud83e fox"}')
+    args = ["--model", folder, "--prompts", tmp_path / "prompts.jsonl"]
+    code, out, err = run_in_process(monkeypatch, capsys, "generate.py", *args)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(r"error: the prompt 'A \ud83e fox' holds half a surrogate pair")
 
 
 @pytest.fixture

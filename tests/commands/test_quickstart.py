@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
+from script_process import run_forked
 
 from tinystories_slm import grammar
+from tinystories_slm.commands import run
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import parse_config, save_config
 from tinystories_slm.config.command_args import DoctorArgs, ExportArgs, PushArgs
 from tinystories_slm.config.parse import parse
@@ -61,7 +64,10 @@ def transcript(work, config_file) -> dict[str, subprocess.CompletedProcess]:
             line = line.replace(original, str(replacement))
         command = shlex.split(line, comments=True)
         script = next(Path(part).name for part in command if part.endswith(".py"))
-        done[script] = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300)
+        if command[1].endswith(".py"):
+            done[script] = run_forked(command[1:], work)
+        else:
+            done[script] = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300)
         assert done[script].returncode == 0, done[script].stderr
     return done
 
@@ -102,7 +108,8 @@ def test_options_of_the_other_readme_commands_parse():
 def test_python_code_of_the_readme_runs(run_dir, work):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     code = code.replace("runs/quickstart/best", str(run_dir / "best")).replace("250", "40")
-    done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True)
+    (work / "readme.py").write_text(code)
+    done = run_forked([work / "readme.py"], work)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
@@ -196,6 +203,18 @@ def test_second_quickstart_generates_without_training_again(work):
     assert len({result["story"] for result in results}) == 3
 
 
+def test_quickstart_gives_each_source_use_own_folders():
+    def folders(*flags: str) -> tuple[str, str]:
+        config = use_own_folders(parse_config([f"--config={ROOT / 'configs' / 'quickstart.yaml'}", *flags]))
+        return str(config.data.data_dir), str(config.output_dir)
+
+    assert folders() == ("data/builtin", "runs/quickstart")
+    assert folders("--data.source=a/mine.txt") == ("data/a--mine.txt", "runs/a--mine.txt")
+    assert folders("--data.source=b/mine.txt") == ("data/b--mine.txt", "runs/b--mine.txt")
+    assert folders("--data.source=x/y", "--output_dir=runs/z") == ("data/x--y", "runs/z")
+    assert folders("--data.source=x/y", "--data.data_dir=data/z") == ("data/z", "runs/x--y")
+
+
 NEW_RUN = ["--output_dir", "runs/never-made"]
 NEW = [*NEW_RUN, "--data.data_dir", "data/never-made"]
 
@@ -268,3 +287,48 @@ def test_evaluate_rejects_invalid_options_in_one_line(run_dir, args, message):
 
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_story_reads_the_quickstart_preset_by_default(capsys):
+    with pytest.raises(SystemExit):
+        run("story", ["--train.lr=0.5", "--print_config"])
+    printed = capsys.readouterr().out
+    assert "output_dir: runs/quickstart" in printed and "max_steps: 2100" in printed and "lr: 0.5" in printed
+
+    with pytest.raises(SystemExit):
+        run("story", ["--config", str(ROOT / "configs" / "debug.yaml"), "--print_config"])
+    assert "max_steps: 2100" not in capsys.readouterr().out
+
+
+def folders_of(source: str, *flags: str) -> tuple[str, str]:
+    preset = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
+    config = use_own_folders(parse_config([preset, f"--data.source={source}", *flags]))
+    return str(config.data.data_dir), str(config.output_dir)
+
+
+def test_each_source_of_the_quickstart_has_folders_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folders_of("builtin") == ("data/builtin", "runs/quickstart")
+
+    sources = [
+        *("a/stories.txt", "b/stories.txt", "data/mystories", "x/builtin", "x/quickstart"),
+        *("roneneldan/TinyStories", "other/TinyStories", "it's", "$HOME/x", "..", "."),
+        *("\udcff", "é" * 300),
+    ]
+    folders = [folders_of(source) for source in sources]
+    assert len(set(folders)) == len({data for data, _ in folders}) == len(sources)
+    for source, (data_dir, output_dir) in zip(sources, folders, strict=True):
+        assert re.fullmatch(r"data/[^/]{1,160}", data_dir) and data_dir != "data/..", source
+        assert output_dir == data_dir.replace("data/", "runs/")
+    assert folders[0] == ("data/a--stories.txt", "runs/a--stories.txt")
+    assert folders_of("data/mystories/") == folders[2] == ("data/data--mystories", "runs/data--mystories")
+
+
+def test_stories_of_earlier_versions_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data" / "stories.txt" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "source.json").write_text('{"source": "a/stories.txt"}')
+
+    assert folders_of("a/stories.txt") == ("data/stories.txt", "runs/stories.txt")
+    assert folders_of("b/stories.txt")[0] == "data/b--stories.txt"

@@ -17,6 +17,7 @@ from tinystories_slm.config import (
     save_config,
 )
 from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.config_file import is_misread_number
 from tinystories_slm.errors import UserError
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 
@@ -243,13 +244,65 @@ def test_null_resets_an_option_of_a_run(tmp_path):
         ("train:\n  max_steps: 1:30\n", r"train\.max_steps \(1:30\) must be a decimal integer"),
         ("train:\n  weight_decay: .nan\n", r"train\.weight_decay \(nan\) must be at least 0"),
         ('output_dir: ""\n', r"output_dir \(\.\): must name a folder"),
+        ("data:\n  data_dir: ''\n", r"line 2: data\.data_dir \(\.\): must name a folder or file"),
+        ("train: {lr: 0.1, lr: 0.1}\n", r"line 1: train\.lr occurs twice; remove one$"),
+        ("x:\n  - {a: 1}\n  - {a: 1, a: 2}\n", r"line 3: x\[1\]\.a occurs twice"),
+        ("train:\n  max_steps: '0200'\n", r"train\.max_steps \(0200\) must be a decimal integer"),
+        ("train:\n  max_steps: !!int '1:30'\n", r"train\.max_steps \(1:30\) must be a decimal integer"),
+        ("train:\n  max_steps: 0x10\n", r"train\.max_steps \(0x10\) must be a decimal integer"),
+        (
+            "train:\n  max_minutes: 1:30.5\n",
+            r"train\.max_minutes \(1:30\.5\) must be a decimal integer or frac",
+        ),
+        ("train:\n  lr: 1_0.5\n", r"train\.lr \(1_0\.5\) must be a decimal integer or fraction"),
+        ("train:\n  weight_decay: .inf\n", r"train\.weight_decay \(inf\) must be a finite number"),
+        ("train:\n  max_grad_norm: .inf\n", r"train\.max_grad_norm \(inf\) must be a finite number"),
+        ("model:\n  rope_theta: -.inf\n", r"model\.rope_theta \(-inf\) must be a finite number"),
+        ("model:\n  dropout: .nan\n", r"^model: dropout \(nan\) must be in \[0, 1\)$"),
+        ("", r"config\.yaml: must hold options, as configs/9m\.yaml does; write them, or remove --config$"),
+        ("# max_steps: 5\n---\n", r"config\.yaml: must hold options"),
+        ("- train\n", r"config\.yaml: must hold options"),
+        ("train:\n", r"config\.yaml: train must have a value; write options below it, or remove it"),
+        ("a: &a\n  b: *a\n", r"an alias \(\*\) refers to itself"),
+        ("x: " + "[" * 5000, r"config\.yaml: is nested too deeply"),
+        ("? [a, b]\n: 1\n", r"line 1: a section must have names as keys"),
     ],
 )
 def test_yaml_that_would_be_misread_is_rejected(tmp_path, yaml, message):
     path = tmp_path / "config.yaml"
     path.write_text(yaml)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         parse_config(["--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--train.max_minutes=1:30"], r"train\.max_minutes \(1:30\): must be a decimal integer or fraction"),
+        (["--train.max_steps", "0x10"], r"train\.max_steps \(0x10\): must be a decimal integer or fraction"),
+        (["--train.weight_decay=.inf"], r"train\.weight_decay \(inf\) must be a finite number"),
+        (["--output_dir="], r"output_dir \(\.\): must name a folder or file; write its path"),
+        (["--data.data_dir", ""], r"data\.data_dir \(\.\): must name a folder or file; write its path"),
+    ],
+)
+def test_flags_that_would_be_misread_are_rejected(argv, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(argv)
+
+
+@given(number=st.integers() | st.floats(allow_nan=False, allow_infinity=False))
+def test_no_decimal_number_counts_as_misread(number):
+    assert not is_misread_number(str(number)) and not is_misread_number(f"+{abs(number)}")
+
+
+@pytest.mark.parametrize("text", ["# one", "~", "&amp"])
+def test_an_optional_path_is_taken_as_typed(text, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    expected = tmp_path / "me" if text == "~" else Path(text)
+    assert parse(GenerateArgs, ["--model=m", f"--output={text}"]).output == expected
+    assert parse(GenerateArgs, ["--model=m", "--prompts", text]).prompts == expected
+    assert parse(GenerateArgs, ["--model=m", "--output=null"]).output is None
 
 
 @pytest.mark.parametrize("text", ["010", "1:30", "0200"])

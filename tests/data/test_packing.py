@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_slm.data.packing import PackedDataset, iter_documents
+from tinystories_slm.data.packing import ContiguousPacking, DocumentPacking, PackedDataset, iter_documents
 from tinystories_slm.errors import UserError
 
 
@@ -19,13 +19,13 @@ def token_file(path: Path, tokens: list[int] | range | np.ndarray, dtype: str = 
 
 
 def open_dataset(path: Path, seq_len: int, seed: int = 0, token_dtype: str = "uint16") -> PackedDataset:
-    return PackedDataset(path, token_dtype=token_dtype, seq_len=seq_len, seed=seed)
+    return ContiguousPacking(path, token_dtype=token_dtype, seq_len=seq_len, seed=seed, eos_token_id=0)
 
 
 def test_windows_of_twelve_tokens_are_pinned(tmp_path: Path) -> None:
     data = open_dataset(token_file(tmp_path / "train.bin", range(100, 112)), seq_len=5, seed=0)
     assert len(data) == 2
-    batches = [data.batch(step, 2).tolist() for step in range(3)]
+    batches = [data.batch(step, 2).input_ids.tolist() for step in range(3)]
     # Recorded from the first version: a change here changes the batches of every training run.
     assert batches == [
         [
@@ -39,7 +39,7 @@ def test_windows_of_twelve_tokens_are_pinned(tmp_path: Path) -> None:
 
 def test_batch_from_uint32_is_int64_of_the_requested_shape(tmp_path: Path) -> None:
     path = token_file(tmp_path / "train.bin", [70_000 + i for i in range(64)], "<u4")
-    batch = open_dataset(path, seq_len=8, token_dtype="uint32").batch(0, 3)
+    batch = open_dataset(path, seq_len=8, token_dtype="uint32").batch(0, 3).input_ids
     assert batch.shape == (3, 8) and batch.dtype == np.int64
     assert batch.min() >= 70_000 and batch.max() < 70_064
 
@@ -56,7 +56,7 @@ def test_epoch_contains_every_window_once(
 ) -> None:
     path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(num_tokens))
     data = open_dataset(path, seq_len, seed)
-    batch = data.batch(epoch, len(data))  # a batch of the size of an epoch
+    batch = data.batch(epoch, len(data)).input_ids  # a batch of the size of an epoch
     assert np.all((batch[:, 1:] - batch[:, :-1]) % num_tokens == 1)  # whole windows of the ring
     seen = batch.ravel().tolist()
     assert len(set(seen)) == len(seen) == num_tokens // seq_len * seq_len  # no token occurs twice
@@ -74,24 +74,26 @@ def test_rows_and_batch_size_slice_one_endless_stream(
     tmp_path_factory: pytest.TempPathFactory, step: int, batch_size: int, start: int, stop: int, seed: int
 ) -> None:
     path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", range(103))
-    batch = open_dataset(path, 10, seed).batch(step, batch_size)
-    rows = open_dataset(path, 10, seed).batch(step, batch_size, rows=slice(start, stop))
+    batch = open_dataset(path, 10, seed).batch(step, batch_size).input_ids
+    rows = open_dataset(path, 10, seed).batch(step, batch_size, rows=slice(start, stop)).input_ids
     assert rows.tolist() == batch[start:stop].tolist()
     stream = open_dataset(path, 10, seed)
-    one_by_one = [stream.batch(step * batch_size + row, 1)[0].tolist() for row in range(batch_size)]
+    one_by_one = [stream.batch(step * batch_size + row, 1).input_ids[0].tolist() for row in range(batch_size)]
     assert one_by_one == batch.tolist()
 
 
 def test_order_and_offset_change_with_epoch_and_seed(tmp_path: Path) -> None:
     path = token_file(tmp_path / "train.bin", range(1000))
-    epochs = [open_dataset(path, 10, seed).batch(epoch, 100) for seed in (0, 1) for epoch in range(10)]
+    epochs = [
+        open_dataset(path, 10, seed).batch(epoch, 100).input_ids for seed in (0, 1) for epoch in range(10)
+    ]
     assert len({epoch.tobytes() for epoch in epochs}) == 20
     assert len({int(epoch[0, 0]) % 10 for epoch in epochs}) > 3
 
 
 def test_file_shorter_than_one_window_is_rejected(tmp_path: Path) -> None:
     data = open_dataset(token_file(tmp_path / "train.bin", range(8)), seq_len=8)
-    assert sorted(data.batch(5, 1)[0].tolist()) == list(range(8))
+    assert sorted(data.batch(5, 1).input_ids[0].tolist()) == list(range(8))
     with pytest.raises(UserError, match=r"data\.seq_len \(9\) is longer than the 8 tokens"):
         open_dataset(tmp_path / "train.bin", seq_len=9)
 
@@ -109,12 +111,12 @@ def test_memory_does_not_grow_with_file_size(tmp_path: Path) -> None:
     measure = """
 import sys
 from pathlib import Path
-from tinystories_slm.data.packing import PackedDataset
+from tinystories_slm.data.packing import ContiguousPacking
 
 def rss_mb():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1024
 
-data = PackedDataset(Path(sys.argv[1]), token_dtype="uint16", seq_len=1000, seed=0)
+data = ContiguousPacking(Path(sys.argv[1]), token_dtype="uint16", seq_len=1000, seed=0, eos_token_id=0)
 data.batch(0, 64)
 before = rss_mb()
 for step in range(1, 600):
@@ -145,7 +147,7 @@ def test_iter_documents_reads_stories_across_chunks() -> None:
 def test_document_windows_start_at_stories_and_continue(tmp_path: Path) -> None:
     # Stories of 2, 7 and 1 tokens, each followed by end-of-text (0); windows of 4 tokens.
     path = token_file(tmp_path / "train.bin", [11, 12, 0, 21, 22, 23, 24, 25, 26, 27, 0, 31, 0])
-    data = PackedDataset(path, token_dtype="uint16", seq_len=4, seed=0, eos_token_id=0)
+    data = DocumentPacking(path, token_dtype="uint16", seq_len=4, seed=0, eos_token_id=0)
     with_eos = [
         [0, 11, 12, 0],  # the last end-of-text token of the ring precedes the first story
         [0, 21, 22, 23],
@@ -156,7 +158,7 @@ def test_document_windows_start_at_stories_and_continue(tmp_path: Path) -> None:
     without = [[11, 12, 0, 21], [21, 22, 23, 24], [24, 25, 26, 27], [27, 0, 31, 0], [31, 0, 11, 12]]
     seen = set()
     for step in range(120):
-        epoch = data.batch(step, len(data)).tolist()
+        epoch = data.batch(step, len(data)).input_ids.tolist()
         pairs = [next(i for i in range(5) if row in (with_eos[i], without[i])) for row in epoch]
         assert sorted(pairs) == [0, 1, 2, 3, 4]
         seen |= {tuple(row) for row in epoch}
@@ -175,9 +177,9 @@ def test_document_windows_predict_every_token(tmp_path_factory, lengths, seq_len
     if len(tokens) < seq_len:
         return
     path = token_file(tmp_path_factory.mktemp("tokens") / "train.bin", tokens)
-    data = PackedDataset(path, token_dtype="uint16", seq_len=seq_len, seed=seed, eos_token_id=0)
+    data = DocumentPacking(path, token_dtype="uint16", seq_len=seq_len, seed=seed, eos_token_id=0)
     assert len(data) == sum(-(-(length + 1) // (seq_len - 1)) for length in lengths)
     predicted = set()
     for step in range(24):  # a window omits its first token in all 24 epochs with probability 8^-24
-        predicted |= set(data.batch(step, len(data))[:, 1:].ravel().tolist())
+        predicted |= set(data.batch(step, len(data)).input_ids[:, 1:].ravel().tolist())
     assert set(tokens) <= predicted

@@ -1,8 +1,12 @@
 """Sources: same stories from every format, stable holdout split, and one-line error messages."""
 
+import gzip
+import io
 import json
+import lzma
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +17,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import SHARED
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +25,7 @@ from hypothesis import strategies as st
 from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import hub as hub_module
+from tinystories_slm.data.local import folder_name
 from tinystories_slm.data.sources import (
     RawManifest,
     download_data,
@@ -48,6 +54,17 @@ def write_jsonl(path: Path, stories: list[str | None], key: str = "text") -> Pat
 def write_text(path: Path, stories: list[str]) -> Path:
     path.write_text("".join(f"{story}\n<|endoftext|>\n" for story in stories), encoding="utf-8")
     return path
+
+
+def compress(path: Path, suffix: str) -> Path:
+    compressed = path.with_name(path.name + suffix)
+    if suffix == ".zst":
+        with pa.CompressedOutputStream(compressed, "zstd") as file:
+            file.write(path.read_bytes())
+    else:
+        compress = {".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+        compressed.write_bytes(compress(path.read_bytes()))
+    return compressed
 
 
 def load_split(source: Path | str, split: str = "train", **options: object) -> list[str]:
@@ -130,6 +147,157 @@ def test_files_without_a_split_name_are_for_training(tmp_path: Path) -> None:
     assert (load_split(tmp_path), load_split(tmp_path, "validation")) == (["1"], ["2"])
     write_text(tmp_path / "my_train.txt", ["3"])
     assert load_split(tmp_path) == ["3"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_compressed_files_hold_the_same_stories(tmp_path: Path, suffix: str) -> None:
+    for name in ("a.JSONL", "a.json", "a.parquet", "a.txt"):
+        stories = [story.strip() for story in STORIES]
+        write = {"a.parquet": write_parquet, "a.txt": write_text}.get(name, write_jsonl)
+        plain = write(tmp_path / name, stories)
+        assert load_split(compress(plain, suffix)) == stories
+    half = tmp_path / f"half.txt{suffix}"
+    half.write_bytes((tmp_path / f"a.txt{suffix}").read_bytes()[:-9])
+    assert f"half.txt{suffix} cannot be decompressed" in error_line(tmp_path, half)
+    half.write_bytes(b"not compressed")
+    assert f"half.txt{suffix} cannot be decompressed" in error_line(tmp_path, half)
+
+
+def test_json_file_is_a_list_or_objects_over_several_lines(tmp_path: Path) -> None:
+    records = [{"id": 1, "text": story, "words": ["a", [1, "]"]]} for story in STORIES]
+    many = [{"text": f"{number} " + "x" * 1000} for number in range(3000)]  # several read chunks
+    for name, content, expected in (
+        ("list", json.dumps(records), STORIES),
+        ("pretty list", json.dumps(records, indent=2), STORIES),
+        ("pretty objects", "\n".join(json.dumps(record, indent=1) for record in records), STORIES),
+        ("strings", "\ufeff" + json.dumps(STORIES), STORIES),
+        ("lines", "\n".join(map(json.dumps, records)), STORIES),
+        ("null", '[{"text": null}, {"text": "a"}]', ["a"]),
+        ("large", json.dumps(many), [record["text"] for record in many]),
+    ):
+        (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
+        assert load_split(tmp_path / f"{name}.json") == expected, name
+
+
+def test_json_errors_give_item_and_line(tmp_path: Path) -> None:
+    for content, message in (
+        (b'[\n{"text": "a"},\n{"text" "b"}]', "item 2 (line 3) is not valid JSON (Expecting ':' delimiter)"),
+        (b'[{"text": "a"},\n', "item 2 (line 2) is not valid JSON (the file ends inside its list)"),
+        (b'{"text": "a"}\n{"text":', "item 2 (line 2) is not valid JSON"),
+        (b'[{"text": "a"}, 7]', "item 2 (line 1) is not a JSON object"),
+        (b'[{"text": "a"}, {"story": "b"}]', "item 2 (line 1) has no key 'text', only 'story'"),
+        (b'[{"text": "a\xff"}]', "is not valid UTF-8 at byte 12 (0xff)"),
+    ):
+        (tmp_path / "a.json").write_bytes(content)
+        assert message in error_line(tmp_path, tmp_path / "a.json")
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, f"w:{path.suffix[1:].replace('tgz', 'gz').replace('tar', '')}") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_tar_archive_is_read_as_a_folder(tmp_path: Path) -> None:
+    train = json.dumps([{"text": "one"}, {"text": "two"}]).encode()
+    files = {
+        "./data/valid01.json": b'[{"text": "five"}]',
+        "./data/train01.json": train,
+        "./data/train02.json.gz": gzip.compress(b'[{"text": "three"}]'),
+        "./._train01.json": b"not JSON",
+        "./dataset_infos.json": b"{}",
+        "./notes.txt": b"not a story",
+    }
+    for name in ("a.tar", "a.tar.gz", "a.tar.xz", "a.tgz"):
+        archive = write_tar(tmp_path / name, files)
+        assert load_split(archive) == ["one", "two", "three"]
+        assert load_split(archive, "validation") == ["five"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_tar(folder / "b.tar.gz", files)
+    assert load_split(folder) == ["one", "two", "three"]
+    assert resolve_revision(str(folder)) != resolve_revision(str(folder / "b.tar.gz"))
+    write_parquet(folder / "train.parquet", ["other"])
+    assert load_split(folder) == ["other"]
+
+
+def test_tar_errors_name_the_archive(tmp_path: Path) -> None:
+    story = b"a<|endoftext|>"
+    for name in ("../a.txt", "/tmp/a.txt"):
+        archive = write_tar(tmp_path / "a.tar", {"b.txt": story, name: story})
+        assert f"a.tar contains '{name}', a path outside the archive" in error_line(tmp_path, archive)
+    archive = write_tar(tmp_path / "a.tar.gz", {"a.txt": story, "b.txt": b"one\xff" + story})
+    assert "a.tar.gz/b.txt is not valid UTF-8 at byte 3" in error_line(tmp_path, archive)
+    archive.write_bytes(gzip.compress(gzip.decompress(archive.read_bytes())[:700]))
+    assert "a.tar.gz cannot be read as a tar archive" in error_line(tmp_path, archive)
+    archive.write_bytes(archive.read_bytes()[:-12])
+    assert "a.tar.gz cannot be decompressed" in error_line(tmp_path, archive)
+
+
+def test_metadata_beside_the_stories_is_not_read(tmp_path: Path) -> None:
+    write_text(tmp_path / "a-train.txt", ["one"])
+    for name in ("dataset_infos.json", "dataset_info.json", "state.json", "LICENSE.txt", "README.txt"):
+        (tmp_path / name).write_text("{}\n")
+    assert load_split(tmp_path) == ["one"]
+
+
+def test_joined_text_files_with_marks_and_zeros_are_clean(tmp_path: Path) -> None:
+    one = b"\xef\xbb\xbf<|endoftext|>\r\nOne.\r\n<|endoftext|>\r\n"
+    (tmp_path / "a.txt").write_bytes(one + b"\xef\xbb\xbfTwo.\n<|endoftext|>\n" + one + b"\0" * 4096)
+    assert load_split(tmp_path / "a.txt") == ["One.", "Two.", "One."]
+
+
+def test_end_of_text_at_the_ends_of_a_row_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        "Tom ran.<|endoftext|>",
+        "<|endoftext|>\nSue sat.\n\nIt hid. <|endoftext|> \n",
+        " x ",
+        "a <|endoftext|> b ",
+    ]
+    rows += ["<|endoftext|><|endoftext|>"]
+    expected = ["Tom ran.", "Sue sat.\n\nIt hid.", " x ", "a <|endoftext|> b "]
+    for source in (write_jsonl(tmp_path / "a.jsonl", rows), write_parquet(tmp_path / "a.parquet", rows)):
+        caplog.clear()
+        assert load_split(source) == expected
+        assert caplog.text.count(f"{source}: <|endoftext|> at the end of a row separates stories") == 1
+        assert caplog.text.count(f"{source}: <|endoftext|> within a row is plain text") == 1
+
+
+def test_rows_that_are_lines_of_stories_are_rejected(tmp_path: Path) -> None:
+    lines = ["Tom saw a fox.", "", "They ran.", "<|endoftext|>", ""]
+    source = write_jsonl(tmp_path / "a.jsonl", lines)
+    assert "a.jsonl: row 4 is <|endoftext|> alone, so its rows are lines of stories" in error_line(
+        tmp_path, source
+    )
+    lines = [line for number in range(60) for line in (f"Tom saw {number} foxes.", "")]
+    source = write_parquet(tmp_path / "a.parquet", lines)
+    assert "50 of the first 100 rows are blank, and no row has a line end" in error_line(tmp_path, source)
+    lines[0] = "Tom saw a fox.\nHe ran."  # a story, so that blank rows are only blank
+    assert len(load_split(write_parquet(tmp_path / "a.parquet", lines))) == 60
+
+
+@pytest.mark.skipif(not (SHARED / "cases").exists(), reason="needs the cases in shared/cases")
+@pytest.mark.parametrize(
+    ("name", "column", "num_stories"),
+    [
+        ("all_data_json", "story", 400),
+        ("bom_cat/stories.txt", "text", 400),
+        ("crlf_txt/stories.txt", "text", 400),
+        ("gz", "text", 400),
+        ("jsonl_eos/stories.jsonl", "text", 400),
+        ("nel/stories.jsonl", "text", 400),
+        ("u2028/stories.jsonl", "text", 400),
+    ],
+)
+def test_shared_case_is_read(name: str, column: str, num_stories: int) -> None:
+    stories = load_split(SHARED / "cases" / name, text_column=column)
+    assert len(stories) == num_stories
+    assert not [story for story in stories if any(mark in story for mark in ("\ufeff", "\r", "<|end"))]
 
 
 # ------------------------------------------------------------------------------------------ holdout split
@@ -385,6 +553,49 @@ def test_path_errors(tmp_path: Path) -> None:
     )
 
 
+def test_source_and_data_dir_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "a.jsonl", [f"story {number}" for number in range(50)])
+    (tmp_path / "link").symlink_to(folder)
+    for source, data_dir, relation in (
+        ("data/mine", "data/mine", "at or above"),
+        ("link", "data/mine", "at or above"),
+        ("data", "data/mine/deep", "at or above"),
+        (".", "data/builtin", "at or above"),
+        ("data/mine", "data", "below"),
+        (str(folder / "a.jsonl"), "data/mine", "below"),
+        ("data/mine/a.jsonl", "data/mine/a.jsonl", "at or above"),
+    ):
+        with pytest.raises(UserError) as error:
+            download_data(DataArgs(source=source, data_dir=Path(data_dir)))
+        assert f"data.data_dir ({data_dir}): must lie apart from data.source ({source})" in str(error.value)
+        assert relation in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.jsonl", "data", "link", "mine"]
+    args = DataArgs(source="data/mine", data_dir=Path("data/other"))
+    assert download_data(args) == download_data(args)
+
+
+def test_folder_name_is_unique_for_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "mine.txt": "mine.txt",
+        "./mine.txt": "mine.txt",
+        str(tmp_path / "mine.txt"): "mine.txt",
+        "a/mine.txt": "a--mine.txt",
+        "a/../b/it's mine.txt": "b--it's mine.txt",
+        "data/mystories": "data--mystories",
+        "roneneldan/TinyStories": "roneneldan--TinyStories",
+        "/no/where/mine.txt": "no--where--mine.txt",
+    }
+    assert {source: folder_name(source) for source in names} == names
+    for source in (".", "./builtin", "quickstart", ".."):
+        assert folder_name(source) not in ("", ".", "..", "builtin", "quickstart")
+    long = [folder_name("x/" * 100 + name) for name in ("a", "b")]
+    assert long[0] != long[1] and max(map(len, long)) < 160
+
+
 def test_file_errors_give_the_position(tmp_path: Path) -> None:
     def line(name: str, content: bytes, **options: object) -> str:
         (tmp_path / name).write_bytes(content)
@@ -394,7 +605,7 @@ def test_file_errors_give_the_position(tmp_path: Path) -> None:
     assert "a.txt is not valid UTF-8 at byte 16 (0xff)" in line("a.txt", b"a<|endoftext|>bc\xff<|endoftext|>")
     assert "a.jsonl, line 2 is not valid JSON" in line("a.jsonl", b'{"text": "a"}\n{"text": \n')
     assert "a.jsonl is not valid UTF-8 at byte 24" in line("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n')
-    assert "line 1 is not a JSON object" in line("a.json", b'[{"text": "a"}]')
+    assert "line 1 is not a JSON object" in line("a.jsonl", b'[{"text": "a"}]')
     assert "line 1 has no key 'text', only 'story'; set data.text_column" in line(
         "a.jsonl", b'{"story": "a"}'
     )

@@ -1,8 +1,14 @@
 """Tokenizer: exact round trips, correct files, and training on training stories only."""
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +55,8 @@ def test_vocabulary_and_manifest_match_the_options(
 ) -> None:
     assert len(tokenizer) == 400
     assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == 0
-    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.unk_token_id == 0
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|pad|>", 399)
     assert tokenizer.model_max_length == 64
     manifest = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
     assert (manifest.vocab_size, manifest.requested_vocab_size, manifest.eos_token_id) == (400, 400, 0)
@@ -61,10 +68,11 @@ def test_vocabulary_and_manifest_match_the_options(
 @given(st.text())
 @example("Once  upon\u00a0a   time\n\n\t \r\n <|endoftext|><|endoftext|> 🦊👩‍👧 \x00\x1b e\u0301 \uff46 ")
 def test_every_text_round_trips_exactly(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert tokenizer.encode(text) == [0, *tokenizer.encode(text, add_special_tokens=False)]
     (ids,) = encode_stories(tokenizer, [text])
     assert tokenizer.decode(ids) == text
-    assert 0 not in ids  # no text can produce the end-of-text id
+    assert not {0, 399} & set(ids)  # no text can produce the ids of end of text and padding
 
 
 def test_end_of_text_is_plain_text_inside_stories(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -124,6 +132,9 @@ def test_tokenizer_loads_without_this_package(data: DataArgs, tokenizer: PreTrai
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # the class name in transformers 4
     program = """
 import sys
+import threading
+import time
+from collections.abc import Iterator
 sys.modules["tinystories_slm"] = None
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -149,11 +160,12 @@ def test_existing_tokenizer_is_kept_and_other_options_are_rejected(data: DataArg
 
 
 @needs_gpt2
-def test_pretrained_tokenizer_is_copied_unchanged(tmp_path: Path) -> None:
+def test_pretrained_tokenizer_is_copied_with_a_start_token(tmp_path: Path) -> None:
     args = DataArgs(data_dir=tmp_path, max_stories=100, seq_len=32)
     folder = train_tokenizer(args, TokenizerArgs(pretrained=str(GPT2)))
     copy, original = load_tokenizer(folder), AutoTokenizer.from_pretrained(GPT2)
-    assert copy.encode("Once upon a time") == [7454, 2402, 257, 640]
+    assert copy.encode("Once upon a time", add_special_tokens=False) == [7454, 2402, 257, 640]
+    assert copy.encode("Once upon a time") == [50256, 7454, 2402, 257, 640]
     assert (len(copy), copy.eos_token_id, copy.pad_token_id, copy.model_max_length) == (
         50257,
         50256,
@@ -179,3 +191,44 @@ def test_unusable_tokenizers_are_rejected(tmp_path: Path) -> None:
     save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=train_bpe(["a b"], 257)), tmp_path / "no_eos")
     with pytest.raises(UserError, match=r"no_eos\) has no eos token"):
         load_tokenizer(tmp_path / "no_eos")
+
+
+def test_training_cuts_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_MAX_RUN_CHARS", 4)
+    cut = tokenizer_module._cut_long_runs
+    assert cut("a bc, def. 12345   ") == ["a bc, def. 1234", "5   "]
+    assert cut("a" * 9 + " " * 8 + "!?" * 3) == ["aaaa", "aaaa", "a    ", "    !?!?", "!?"]
+    assert cut("one two six ten") == ["one two six ten"]  # 15 characters, no long run
+
+
+def test_training_time_is_linear_in_a_run() -> None:
+    story = "Once upon a time there was a fox."
+    start_s = time.process_time()
+    for run in (" " * 100_000, "a" * 100_000, "!?" * 50_000):
+        assert 270 < train_bpe([story, f"Once{run}upon"], 300).get_vocab_size() <= 300
+    assert time.process_time() - start_s < 5  # 0.5 s; without cuts 21 s
+
+
+def test_ctrl_c_ends_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = random.Random(0).choices("abcdefghij", k=3_000_000)  # 6 s of native work
+    stories = ["".join(letters[start : start + 4000]) for start in range(0, len(letters), 4000)]
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start_s = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_bpe(stories, 2000)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, previous)
+    assert time.monotonic() - start_s < 4
+
+
+def test_training_raises_the_error_of_its_stories() -> None:
+    def stories() -> Iterator[str]:
+        yield "Tom ran."
+        raise UserError("a.txt cannot be read")
+
+    with pytest.raises(UserError, match=r"a\.txt cannot be read"):
+        train_bpe(stories(), 300)

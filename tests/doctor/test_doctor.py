@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from conftest import ROOT, ignore_the_cache, run_script
+from huggingface_hub import DatasetInfo
 
 from tinystories_slm import doctor
 from tinystories_slm.commands.cli import run_command
@@ -223,7 +224,7 @@ def test_check_memory_recommends_a_micro_batch_that_fits(monkeypatch):
 
 
 def test_check_disk_reports_too_little_space(monkeypatch):
-    config = debug_config("--train.keep_checkpoints", "20")
+    config = debug_config("--train.keep_checkpoints", "20", "--train.save_every", "1")
     monkeypatch.setattr(resources, "free_disk", lambda folder: 5_000_000)
     [diagnostic] = resources.check_disk(config)
     assert diagnostic.verdict == "PROBLEM" and "5.0 MB free" in diagnostic.text
@@ -271,6 +272,39 @@ def test_check_data_reports_other_settings_and_an_unreachable_hub(tmp_path, monk
     (tmp_path / "hub" / "raw").mkdir(parents=True)
     (tmp_path / "hub" / "raw" / "source.json").write_text("{}")
     assert next(resources.check_data(on_hub)).verdict == "ok"  # offline, but nothing to download
+
+
+def test_check_data_counts_the_files_that_are_read(tmp_path, monkeypatch):
+    mb = 10**6
+    sizes = {
+        "README.md": 1000,
+        "TinyStories-train.txt": 1900 * mb,
+        "TinyStories_all_data.tar.gz": 1600 * mb,
+        "data/train-00000-of-00002.parquet": 500 * mb,
+        "data/train-00001-of-00002.parquet": 490 * mb,
+        "data/validation-00000-of-00001.parquet": 10 * mb,
+    }
+    siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    card = {}
+
+    class Hub:
+        def dataset_info(self, *_, **__):
+            return DatasetInfo(id="roneneldan/TinyStories", siblings=siblings, cardData=card)
+
+    monkeypatch.setattr(resources, "HfApi", Hub)
+    flags = ["--data.source", "roneneldan/TinyStories", "--data.data_dir", str(tmp_path / "hub")]
+    text_only = [{"config_name": "default", "data_files": [{"split": "train", "path": "*.txt"}]}]
+    for configs, more, download, disk in (
+        ([], [], "1.0 GB", "3.0 GB"),
+        ([], ["--data.validation_split", "holdout"], "990 MB", "3.0 GB"),
+        (text_only, [], "1.9 GB", "5.7 GB"),
+    ):
+        card["configs"] = configs
+        [diagnostic] = resources.check_data(debug_config(*flags, *more))
+        assert f"is on the Hub ({download}); it needs about {disk} of disk" in diagnostic.text
+    # `datasets` selects the files of this repository.
+    siblings[:] = [{"rfilename": "a.csv", "size": 7 * mb}, {"rfilename": "notes.txt", "size": mb}]
+    assert "(8.0 MB)" in next(resources.check_data(debug_config(*flags))).text
 
 
 def test_check_packages_reports_missing_and_old_versions(monkeypatch):

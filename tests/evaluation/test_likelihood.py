@@ -57,6 +57,11 @@ def test_loss_of_a_uniform_model_is_log_v():
     np.testing.assert_allclose(scores.nats, [4 * math.log(101), 2 * math.log(101)], rtol=1e-6)
 
 
+def test_score_stories_draws_its_bar_on_a_terminal_only(capsys):
+    score_stories(tiny_model(), [[1, 2, 3]], eos_token_id=EOS, batch_size=1, progress=True)
+    assert capsys.readouterr().err == ""  # a log file would fill with carriage returns
+
+
 def test_score_stories_restores_the_training_mode():
     model = tiny_model(dropout=0.5).train()
     first = score_stories(model, [[1, 2, 3]], eos_token_id=EOS, batch_size=1)

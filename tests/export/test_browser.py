@@ -34,6 +34,7 @@ STORY = (
     '"It is cold up here," she said, and she went home to bed.'
 )
 
+pytestmark = pytest.mark.browser
 pytest.importorskip("transformers.exporters", reason="the onnx format needs transformers 5.23")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -19,7 +19,8 @@ from tinystories_slm.kernels.decoding import bindings as kernels
 
 GREEDY = SamplingParams(temperature=0.0)
 COMPILED = kernels.load_kernels(torch.float32) is not None
-BACKENDS = ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not COMPILED, reason="no C compiler"))]
+NEEDS_COMPILER = [pytest.mark.compiler, pytest.mark.skipif(not COMPILED, reason="no C compiler")]
+BACKENDS = ["torch", pytest.param("cpu", marks=NEEDS_COMPILER)]
 
 
 def random_prompts(lengths: list[int]) -> list[list[int]]:
@@ -121,6 +122,7 @@ def test_logits_equal_those_of_the_model(family, backend):
     assert theirs < 0.02 and bool((ours < 1.1 * theirs).all()), (ours, theirs)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(not COMPILED, reason="no C compiler")
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 4], ids="{} threads".format)  # 3 threads share heads
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -135,6 +137,7 @@ def test_kernel_logits_do_not_depend_on_the_number_of_threads(family, num_thread
         torch.set_num_threads(threads)
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(not COMPILED, reason="no C compiler")
 def test_kernel_attention_over_several_blocks_equals_that_of_the_model():
     model = tiny_model(family="llama", max_position_embeddings=700)
@@ -187,6 +190,7 @@ def test_torch_backend_replaces_the_kernels_without_a_working_compiler(
     assert "using torch instead" in caplog.text and caplog.text.count("\n") == 1
 
 
+@pytest.mark.compiler
 @pytest.mark.skipif(not COMPILED, reason="no C compiler")
 def test_kernels_compile_once_and_keep_the_rounding_mode_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

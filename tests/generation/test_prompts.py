@@ -20,6 +20,27 @@ def test_jsonl_prompt_may_contain_line_breaks(tmp_path):
     assert read_prompts(path) == ["Once\nupon", ""]
 
 
+def test_suffix_of_a_json_file_may_be_upper_case(tmp_path):
+    path = tmp_path / "UPPER.JSONL"
+    path.write_text('{"prompt": "Ana had"}\n"Bo had"\n')
+    assert read_prompts(path) == ["Ana had", "Bo had"]
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ('[\n {\n  "prompt": "Ana had"\n },\n {\n  "prompt": "Bo had"\n }\n]', ["Ana had", "Bo had"]),
+        ('\ufeff["Ana had", ""]\n', ["Ana had", ""]),
+        ('{\n "prompt": "Ana had"\n}', ["Ana had"]),
+        ('{"prompt": "Ana had"}\n\n{"prompt": "Bo had"}\n', ["Ana had", "Bo had"]),
+    ],
+)
+def test_json_file_holds_a_list_or_lines(tmp_path, content, prompts):
+    path = tmp_path / "prompts.json"
+    path.write_text(content, encoding="utf-8")
+    assert read_prompts(path) == prompts
+
+
 def test_dash_reads_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Zoë\nA fox\n".encode())))
     assert read_prompts(Path("-")) == ["Zoë", "A fox"]
@@ -39,6 +60,15 @@ def test_dash_reads_standard_input(monkeypatch):
         ("p.jsonl", b'{"story": "a"}', 'line 1, has no "prompt"'),
         ("p.jsonl", b'["a"]', 'line 1, has no "prompt"'),
         ("p.jsonl", b'{"prompt": 3}', "line 1, has a prompt that is not a string: 3; write {"),
+        (
+            "p.JSONL",
+            b'{"prompt": "Ana \\ud83d found"}',
+            r"line 1, contains an unpaired surrogate \(\\ud83d\)",
+        ),
+        ("p.json", b'["a",\n{"story": "b"}]', 'item 2, has no "prompt"'),
+        ("p.json", b'["a",\n3]', 'item 2, has no "prompt"'),
+        ("p.json", b'["a",\n"b', r'line 2, is not JSON .*; write \[{"prompt"'),
+        ("p.json", b"[]", "contains no prompt"),
         ("absent.txt", None, "cannot be read: No such file"),
         ("folder", None, "cannot be read: Is a directory"),
     ],

@@ -10,6 +10,8 @@ from tinystories_slm.evaluation.evaluate import score_texts
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

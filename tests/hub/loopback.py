@@ -148,16 +148,17 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
     ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
     ("PUT", r"/lfs/(?P<sha>[0-9a-f]{64})", "put"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
-    ("DELETE", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+?)(/revision/(?P<rev>[^/]+))?", "info"),
-    ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
+    ("DELETE", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
+    ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+?)(/revision/(?P<rev>[^/]+))?", "info"),
+    ("HEAD|GET", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 
@@ -366,6 +367,24 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         return sorted(shown, key=lambda entry: entry["path"])
 
+    def _paths_info(self, repo: str, rev: str, body: bytes, **_) -> list:
+        """Answer as the Hub does with `expand`: the newest commit that changed each file."""
+        repository = self._readable_repository(repo)
+        head, commits = repository.at(rev), list(repository.commits.values())
+        history = commits[: commits.index(head) + 1]
+        entries = []
+        for path in parse_qs(body.decode()).get("paths", []):
+            if (file := head.files.get(path)) is None:
+                continue
+            changes = [
+                after
+                for before, after in zip([None, *history], history, strict=False)
+                if after.files.get(path) != (before.files.get(path) if before else None)
+            ]
+            last = {"id": changes[-1].oid, "title": changes[-1].title, "date": DATE}
+            entries.append(_entry(path, file) | {"lastCommit": last})
+        return entries
+
     def _info(self, repo: str, rev: str = "main", **_) -> dict:
         repository = self._readable_repository(repo)
         commit = repository.at(rev)
@@ -373,7 +392,8 @@ class _Handler(BaseHTTPRequestHandler):
             "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit.oid,
             "lastModified": DATE,
             "private": repository.private, "gated": repository.gated, "disabled": False, "tags": [],
-            "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+            "cardData": metadata_of(commit.files["README.md"].data) if "README.md" in commit.files else {},
+            "siblings": [{"rfilename": p, "size": len(f.data)} for p, f in sorted(commit.files.items())],
         }  # fmt: skip
 
     def _resolve(self, repo: str, rev: str, path: str, **_) -> tuple:
@@ -390,6 +410,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing to standard error."""
+
+
+def metadata_of(card: bytes) -> dict:
+    """Return the metadata of a card, or nothing if it has none."""
+    match = re.match(rb"---\n(.*?)\n---\n", card, re.DOTALL)
+    return yaml.safe_load(match[1]) if match else {}
 
 
 def metadata_errors(card: str) -> list[str]:

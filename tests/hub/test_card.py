@@ -1,16 +1,21 @@
 import json
 
 import pytest
+import torch
 from hub.conftest import EVALUATION, STORY
 from hub.loopback import metadata_errors
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from tinystories_slm.config import parse_config, save_config
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL
-from tinystories_slm.hub.card import CardTarget, render_card, write_card
+from tinystories_slm.hub.card import CardTarget, is_card_current, render_card, write_card
 from tinystories_slm.hub.markdown import escape_markdown
 from tinystories_slm.hub.published_run import PublishedRun
+from tinystories_slm.io.atomic import file_sha256
+from tinystories_slm.model_folder import weights_sha256
+from tinystories_slm.runs.report import write_report
 
 
 def card_text(run_dir, **target) -> str:
@@ -109,6 +114,57 @@ def test_card_omits_metrics_and_stories_of_other_models(complete_run):
     assert "Evaluation" not in text and "Generated stories" not in text
 
 
+def test_card_omits_metrics_and_stories_of_other_weights(complete_run, caplog):
+    sha256 = weights_sha256(complete_run / "best")
+    for weights in (sha256, "0" * 64):
+        update_json(complete_run / "evaluation.json", weights_sha256=weights, model="elsewhere")
+        (complete_run / "stories.jsonl").write_text(json.dumps(STORY | {"weights_sha256": weights}) + "\n")
+        text = card_text(complete_run)
+        of_best = weights == sha256
+        assert ("| loss, nats per token | 1.2346 |" in text) == ("Generated stories" in text) == of_best
+        assert ("evaluation.json is omitted: its weights are not those in best/" in caplog.text) != of_best
+        assert ("1.2346" in write_report(complete_run).read_text()) == of_best
+
+
+def test_card_names_the_weights_and_their_step(complete_run):
+    sha256 = weights_sha256(complete_run / "best")
+    assert sha256 == file_sha256(complete_run / "best" / "model.safetensors")
+    text = card_text(complete_run)
+    assert f"The weights are from optimizer step 5. SHA-256 of `model.safetensors`: `{sha256}`." in text
+    # Of metrics.jsonl the line of that step counts, not the lowest loss, which may be of fewer stories.
+    with (complete_run / "metrics.jsonl").open("a") as file:
+        for step, loss in ((4, 0.5), (5, 5.25)):
+            line = {"step": step, "tokens": 9, "val/loss": loss, "val/num_stories": step}
+            file.write(json.dumps(line) + "\n")
+    assert "| best model | step 5, validation loss 5.2500 of 5 stories |" in card_text(complete_run)
+    assert "at step 5;" in write_report(complete_run).read_text()
+
+
+def test_card_is_current_until_weights_metrics_or_stories_change(complete_run):
+    assert not is_card_current(complete_run)
+    path = write_card(complete_run)
+    path.write_text(path.read_text() + "\nA note of the author.\n")
+    assert is_card_current(complete_run)
+    for change in (
+        lambda: update_json(complete_run / "evaluation.json", loss=1.5),
+        lambda: (complete_run / "stories.jsonl").write_text(json.dumps(STORY | {"story": "A hen."}) + "\n"),
+        lambda: save_file({"a": torch.ones(1)}, complete_run / "best" / "model.safetensors"),
+    ):
+        write_card(complete_run)
+        assert is_card_current(complete_run)
+        change()
+        assert not is_card_current(complete_run)
+
+
+def test_card_contains_how_many_scored_stories_were_trained_on(complete_run):
+    update_json(complete_run / "evaluation.json", data="builtin", split="train", num_training_stories=7)
+    source = "the built-in corpus of tinystories_slm"
+    expected = f"On the train stories of {source}, 7 of which the model was trained on: 8 stories"
+    assert expected in card_text(complete_run)
+    update_json(complete_run / "evaluation.json", split="all", num_training_stories=0)
+    assert f"On all stories of {source}: 8 stories" in card_text(complete_run)
+
+
 def test_card_contains_at_most_three_stories(complete_run):
     lines = [json.dumps(STORY | {"seed": seed}) for seed in range(9)]
     (complete_run / "stories.jsonl").write_text("\n".join(lines))
@@ -196,3 +252,10 @@ def test_card_omits_metrics_that_are_not_numbers(complete_run):
     evaluation = text.split("## Evaluation")[1].split("## Generated")[0]
     for name in ("perplexity", "accuracy", "bits", "bytes"):
         assert name not in evaluation, name
+
+
+def test_examples_start_the_prompt_as_training_did(complete_run):
+    assert card_text(complete_run).count('tokenizer("Once upon a time", return_tensors="pt")') == 1
+    update_json(complete_run / "best" / "tokenizer.json", post_processor=None)  # a folder of commit 461afef
+    earlier = 'tokenizer("<|endoftext|>Once upon a time", add_special_tokens=False, return_tensors="pt")'
+    assert card_text(complete_run).count(earlier) == 1

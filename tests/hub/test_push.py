@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,57 @@ def test_push_keeps_other_files_of_the_repository(hub, complete_run):
     assert repository.head.files["pets.txt"].data == b"a cat"
     assert b"35,360 parameters" in repository.head.files["README.md"].data
     assert before.oid in repository.commits and len(repository.commits) == 3
+
+
+def copy_as_native(best: Path, native: Path, temporary: Path) -> None:
+    """Stand in for the native export, which takes seconds."""
+    native.mkdir(exist_ok=True)
+    for name in MODEL:
+        shutil.copyfile(best / name, native / name)
+    (native / "export.json").write_text("{}")
+
+
+def test_push_of_fewer_files_removes_those_of_an_earlier_push(hub, complete_run, capsys, monkeypatch):
+    monkeypatch.setattr(staging, "_stage_native", copy_as_native)
+    push(push_args(complete_run, format="custom,native"))
+    repository = hub.repositories[REPO]
+    native = {f"native/{name}" for name in (*MODEL, "export.json")}
+    assert native <= set(repository.head.files)
+    theirs = {"chat_template.jinja": File(b"{{ messages }}"), "native/notes.md": File(b"mine")}
+    edited = {"run/samples.md": File(b"my favorite ones")}
+    repository.commit("Upload with huggingface_hub", repository.head.files | theirs | edited)
+    for name in ("evaluation.json", "stories.jsonl", "samples.md"):
+        (complete_run / name).unlink()
+    capsys.readouterr()
+
+    push(push_args(complete_run))
+    stale = {*native, "run/evaluation.json", "run/stories.jsonl"}
+    expected = {".gitattributes", "README.md", *MODEL, *CODE, *RECORDS, *theirs} - stale
+    assert set(repository.head.files) == expected and len(repository.commits) == 4
+    assert repository.head.files["run/samples.md"].data == b"my favorite ones"
+    out = capsys.readouterr().out
+    assert "removed, as this push no longer makes them: native/config.json, " in out
+
+    # With --format native alone, the code files of the first push are stale; the second push changes nothing.
+    push(push_args(complete_run, format="native"))
+    assert set(repository.head.files) == (expected - CODE) | {"export.json"}
+    assert push(push_args(complete_run, format="native")) == repository.head.oid
+    assert len(repository.commits) == 5
+
+
+def test_push_that_only_removes_files_makes_a_commit(hub, complete_run):
+    push(push_args(complete_run))
+    repository = hub.repositories[REPO]
+    code = {"native/config.json": File(b"{}")}
+    repository.commit("Model, card and records of the run other", repository.head.files | code)
+    with pytest.raises(UserError, match=r"revision \(main\) is a branch"):
+        push(push_args(complete_run, revision="main"))
+    push(push_args(complete_run, revision="v1"))
+    assert "native/config.json" not in repository.head.files and repository.tags == {
+        "v1": repository.head.oid
+    }
+    push(PushArgs(repo_id=REPO, code_only=True))
+    assert len(repository.commits) == 4
 
 
 def test_file_in_gitignore_of_the_repository_is_an_error(hub, complete_run):

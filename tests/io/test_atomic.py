@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from tinystories_slm.errors import UserError
+from tinystories_slm.io import atomic
 from tinystories_slm.io.atomic import (
+    apply_umask,
     atomic_directory,
     atomic_write,
     directory_lock,
     file_sha256,
     recover_directory,
     replace_directory,
+    write_text,
 )
 
 
@@ -102,7 +106,10 @@ def test_directory_lock_excludes_other_processes(tmp_path):
     folder = tmp_path / "data"
     with directory_lock(folder):
         other = subprocess.Popen(
-            [sys.executable, "-c", _WAIT_FOR_LOCK, folder], stdout=subprocess.PIPE, text=True
+            # With --help, the package does not import torch, which takes seconds.
+            [sys.executable, "-c", _WAIT_FOR_LOCK, folder, "--help"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert other.stdout.readline() == "started\n"
         with pytest.raises(subprocess.TimeoutExpired):
@@ -115,8 +122,10 @@ def test_directory_lock_excludes_other_processes(tmp_path):
 def test_directory_lock_rejects_a_path_that_is_not_writable(tmp_path):
     (tmp_path / "file").write_text("not a directory")
     with (
-        pytest.raises(UserError, match=r"data\.data_dir .* cannot be written to .*--data\.data_dir"),
-        directory_lock(tmp_path / "file" / "data"),
+        pytest.raises(
+            UserError, match=r"^my\.option \(.*data\) cannot be written to \(Not a directory\); use"
+        ),
+        directory_lock(tmp_path / "file" / "data", option="my.option"),
     ):
         pytest.fail("locked")
 
@@ -131,3 +140,75 @@ def test_directory_lock_translates_only_disk_errors(tmp_path, number, expected):
 def test_file_sha256_hashes_the_bytes(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"once" * 100_000)
     assert file_sha256(tmp_path / "a.bin") == hashlib.sha256(b"once" * 100_000).hexdigest()
+
+
+def fails_with(number: int):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_and_fsync_costs_one_line_each(tmp_path, monkeypatch, caplog, number):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(atomic, "_warned", set())
+    monkeypatch.setattr(fcntl, "flock", fails_with(number))
+    monkeypatch.setattr(os, "fsync", fails_with(number))
+    for text in ("one", "two"):
+        with directory_lock(tmp_path / "data"):
+            write_text(tmp_path / "data" / "a.txt", text)
+            replace_directory(fill(tmp_path / "data" / "best.partial", text), tmp_path / "data" / "best")
+    assert (tmp_path / "data" / "a.txt").read_text() == "two"
+    assert (tmp_path / "data" / "best" / "a.txt").read_text() == "two"
+    locks, flushes = [record.message for record in caplog.records]
+    assert f"{tmp_path / 'data'} is on a file system without locks" in locks and "start only one" in locks
+    assert "cannot flush every file" in flushes and os.strerror(number) in flushes
+
+
+@pytest.mark.parametrize("name", ["flock", "fsync"])
+def test_other_errors_of_the_disk_are_not_hidden(tmp_path, monkeypatch, name):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl if name == "flock" else os, name, fails_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"), directory_lock(tmp_path):
+        write_text(tmp_path / "a.txt", "new")
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_modes_are_left_alone_on_a_file_system_without_them(tmp_path, monkeypatch):
+    fill(tmp_path / "best", "new")
+    monkeypatch.setattr(Path, "chmod", fails_with(errno.EPERM))
+    apply_umask(tmp_path)
+    monkeypatch.setattr(Path, "chmod", fails_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        apply_umask(tmp_path)
+
+
+def test_an_error_of_another_file_does_not_name_the_folder(tmp_path):
+    with pytest.raises(PermissionError), directory_lock(tmp_path / "data"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/stories.txt")
+
+
+def test_a_symbolic_link_and_a_device_stay_what_they_are(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.txt").symlink_to(tmp_path / "disk" / "a.txt")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("a.txt", "pipe"):
+        write_text(tmp_path / name, "new")
+    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "disk" / "a.txt").read_text() == "new"
+    assert (tmp_path / "pipe").is_fifo() and os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_replace_directory_removes_no_folder_of_the_user(tmp_path):
+    (tmp_path / "disk").mkdir()
+    fill(tmp_path / "disk" / "best", "old")
+    fill(tmp_path / "best.old", "a copy")
+    (tmp_path / "best").symlink_to(tmp_path / "disk" / "best")
+    for text in ("one", "two"):
+        replace_directory(fill(tmp_path / "best.partial", text), tmp_path / "best")
+    texts = {path.parent.name: path.read_text() for path in tmp_path.glob("best*/a.txt")}
+    assert texts == {"best": "two", "best.old": "a copy"}
+    assert (tmp_path / "disk" / "best" / "a.txt").read_text() == "old"

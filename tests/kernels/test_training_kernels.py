@@ -28,7 +28,10 @@ SUPPORTED = {
     "llama, grouped queries": {"family": "llama", "num_key_value_heads": 2, "qk_norm": True},
     "llama, untied, relu2": {"family": "llama", "hidden_act": "relu2", "tie_word_embeddings": False},
 }
-pytestmark = pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler")
+pytestmark = [
+    pytest.mark.compiler,
+    pytest.mark.skipif(load_kernels(torch.float32) is None, reason="no C compiler"),
+]
 
 
 def model_pair(**overrides):

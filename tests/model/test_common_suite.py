@@ -107,6 +107,11 @@ class CommonSuite(common.ModelTesterMixin, generation.GenerationTesterMixin, tra
         configuration.ConfigTester(self, TinyStoriesConfig, hidden_size=64, **self.family).run_common_tests()
 
 
+# Without biases, the code of these families is part of that of the others.
+SLOW = ("gpt2", "llama")
+
 for _name, _family in FAMILIES.items():
     _class = "Test" + "".join(part.strip(",").capitalize() for part in _name.split())
     globals()[_class] = type(_class, (CommonSuite, unittest.TestCase), {"family": _family})
+    if _name in SLOW:
+        globals()[_class] = pytest.mark.slow(globals()[_class])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, pipeline
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
 # No token has id -1: a stop token that never occurs. (None breaks prompt lookup in transformers 5.10.)
 GREEDY = {"do_sample": False, "eos_token_id": -1}
@@ -92,7 +92,11 @@ def test_beam_search_finds_the_most_likely_text(model):
 def test_continuous_batching_generates_the_greedy_text(model):
     prompts = [ids(6)[0].tolist(), ids(9)[0].tolist()]
     generation_config = GenerationConfig(do_sample=False, max_new_tokens=8, eos_token_id=-1, pad_token_id=0)
-    outputs = model.generate_batch(prompts, generation_config=generation_config)
+    # The default size of the cache is a share of the memory of the machine, and takes seconds to fill.
+    cache = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)
+    outputs = model.generate_batch(
+        prompts, generation_config=generation_config, continuous_batching_config=cache
+    )
     completions = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
     for prompt in prompts:
         expected = greedy_continuation(model, torch.tensor([prompt]), 8)[0, len(prompt) :]

@@ -4,13 +4,11 @@ import os
 import subprocess
 import sys
 
-import pytest
 
-
-@pytest.mark.parametrize("module", ["tinystories_slm.runs.recorder", "tinystories_slm.runs.report"])
-def test_figures_need_no_backend_of_the_environment(module):
+def test_figures_need_no_backend_of_the_environment():
     backend = "module://not_installed.backend_inline"
-    code = f"import os, {module}; print(os.environ['MPLBACKEND'])"
+    modules = "tinystories_slm.runs.recorder, tinystories_slm.runs.report"
+    code = f"import os, {modules}; print(os.environ['MPLBACKEND'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True, text=True, env=os.environ | {"MPLBACKEND": backend}, timeout=120,

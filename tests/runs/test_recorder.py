@@ -31,7 +31,12 @@ def test_disabled_recorder_writes_nothing(tmp_path):
 
 def test_plot_contains_logged_losses_and_entropy(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.update(figure=figure, path=path))
+
+    def save(figure, path, **_):
+        path.write_bytes(b"a plot")
+        drawn.update(figure=figure)
+
+    monkeypatch.setattr(Figure, "savefig", save)
     monkeypatch.setattr(recorder_module, "write_report", lambda run_dir: drawn.update(report=run_dir))
     recorder = RunRecorder(tmp_path, entropy=0.25)
     for step, loss in ((1, 4.0), (2, 2.0), (3, 1.0)):
@@ -43,7 +48,7 @@ def test_plot_contains_logged_losses_and_entropy(tmp_path, monkeypatch):
     assert lines["training"] == [[1, 4.0], [2, 2.0], [3, 1.0]]
     assert lines["validation"] == [[3, 1.5]]
     assert {y for _, y in lines["corpus entropy"]} == {0.25}
-    assert drawn["path"] == tmp_path / "loss.png"
+    assert (tmp_path / "loss.png").read_bytes() == b"a plot"
     assert drawn["report"] == tmp_path
 
 

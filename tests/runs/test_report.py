@@ -61,12 +61,14 @@ def add_evaluation(run_dir: Path) -> None:
 
 def test_report_is_one_file_with_the_contents_of_the_run(run_dir):
     add_evaluation(run_dir)
+    update = json.loads((run_dir / "evaluation.json").read_text()) | {"data": str(run_dir / "tales.txt")}
+    (run_dir / "evaluation.json").write_text(json.dumps(update))
     page = write_report(run_dir).read_text(encoding="utf-8")
     assert len(page) < 300_000
     for text in (
         "step 900 of 1,200", "trained on builtin", "at step 900; corpus entropy", "in 8 min",
         "30% of the device", "AMD EPYC, 2 cores, 23 GB", "2.13.0", "0.2 TFLOP/s per process", "0.0916",
-        "90.0%", "1,000",
+        "90.0%", "1,000", ".../tales.txt",
         "there were 300 foxes", "there were 900 foxes", "story 2.", "qk_norm", "weight_decay",
     ):  # fmt: skip
         assert text in page, text
@@ -141,6 +143,7 @@ def browser() -> Iterator:
         opened.close()
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_renders_in_a_browser(run_dir, browser, tmp_path, width, height, scheme):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
+from script_process import run_forked
 
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import UserError
@@ -90,13 +91,8 @@ run_command(loop.train, RunConfig, is_distributed=True)
 
 
 def launch(launcher: list[str], script: Path, config_file: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, str(script), "--config", str(config_file), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,  # a hang
-    )
+    command = ["-m", *launcher, script, "--config", config_file, *flags]
+    return run_forked(command, ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 def curves(run_dir: Path) -> dict[str, list[float]]:
@@ -115,6 +111,7 @@ def test_two_processes_train_like_one(tiny_run, tmp_path):
     done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", f"--output_dir={tmp_path / 'run'}")
 
     assert done.returncode == 0, done.stderr
+    assert done.stderr.rstrip().splitlines()[-1].startswith(f"run complete: all 12 steps saved in {tmp_path}")
     plan = re.findall(r"processes: (\d) on cpu.*, (\d) micro-batch", done.stderr)
     assert plan == [("2", "1")]  # logged once; a single process needs two micro-batches
     assert len(alone["train/loss"]) == len(alone["train/grad_norm"]) == 12
@@ -206,6 +203,42 @@ def test_job_signalled_by_slurm_saves_and_resumes(tiny_run, tmp_path, fault):
     )
 
 
+def test_process_group_is_destroyed_after_what_holds_it(tiny_run, tmp_path, fault):
+    save_config(tiny_run("--train.max_steps", "5"), tmp_path / "config.yaml")
+    script = ROOT / "tests" / "training" / "leave_process_group.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "config.yaml"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+
+    # The destructor ran inside `destroy`, where torch releases the GIL, and joined the threads of the group.
+    freed, destroyed = "logger freed, reducer freed", "destroy, 0 gloo threads left"
+    assert done.stdout.splitlines() == [
+        f"end: 0: {freed}, {destroyed}, end",
+        f"stop: 0: {freed}, {destroyed}, TrainingInterrupted",
+        f"error: 0: {freed}, UserError, {destroyed}",
+    ], done.stderr
+    fault(
+        "a run of several processes ends, stops or fails while collectives are in flight",
+        "the group is destroyed last, without the GIL, and the process ends",
+    )
+
+
+def test_process_that_does_not_leave_is_ended():
+    code = (
+        "import torch; from tinystories_slm.training.distributed import _end_process_after\n"
+        "store = torch.distributed.HashStore()\n"
+        "torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)\n"
+        "with _end_process_after(0.5):\n"
+        "    while True: hash('x' * 10)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Timeout (0:00:00.500000)!" in done.stderr, done.stderr
+
+
 def test_error_of_the_main_process_ends_every_process(tiny_run, tmp_path):
     save_config(tiny_run("--train.per_device_batch_size", "4"), tmp_path / "config.yaml")
     done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", "--data.max_stories", "7")
@@ -216,8 +249,8 @@ def test_error_of_the_main_process_ends_every_process(tiny_run, tmp_path):
 
 
 def test_configuration_error_is_printed_once_for_all_processes(tiny_run, tmp_path):
-    save_config(tiny_run(), tmp_path / "config.yaml")
-    done = launch([*TORCHRUN, "--nproc_per_node=3"], TRAIN, tmp_path / "config.yaml")
+    save_config(tiny_run(), tmp_path / "config.yaml")  # 8 sequences, in micro-batches of 8
+    done = launch([*TORCHRUN, "--nproc_per_node=2"], TRAIN, tmp_path / "config.yaml")
 
     assert done.returncode != 0
     assert done.stderr.count("error: train.batch_size (8) must be a multiple of") == 1

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 
 import torch
+from accelerate.utils import DistributedType
 
 from tinystories_slm.hardware import host
 from tinystories_slm.hardware.host import describe_hardware
@@ -18,7 +19,8 @@ _RUNTIME = RuntimeSettings("bf16", "matmul", False, True, 4, 2, "glibc, retain f
 
 
 def test_environment_json_has_hardware_runtime_and_packages(tmp_path):
-    accelerator = SimpleNamespace(device=_CPU, num_processes=2, mixed_precision="bf16")
+    kind = DistributedType.MULTI_CPU
+    accelerator = SimpleNamespace(device=_CPU, num_processes=2, mixed_precision="bf16", distributed_type=kind)
     path = write_environment(tmp_path, accelerator, _RUNTIME, PeakFlops(2e11, "measured: somehow"))
     written = json.loads(path.read_text())
     assert path == tmp_path / "environment.json"
@@ -31,6 +33,7 @@ def test_environment_json_has_hardware_runtime_and_packages(tmp_path):
     assert written == {
         "device": "cpu",
         "num_processes": 2,
+        "distributed_type": "MULTI_CPU",
         "mixed_precision": "bf16",
         "compile": False,
         "fused_kernels": True,
@@ -44,7 +47,8 @@ def test_environment_json_has_hardware_runtime_and_packages(tmp_path):
 
 
 def test_environment_json_names_no_host_user_or_path(tmp_path):
-    accelerator = SimpleNamespace(device=_CPU, num_processes=1, mixed_precision="no")
+    kind = DistributedType.NO
+    accelerator = SimpleNamespace(device=_CPU, num_processes=1, mixed_precision="no", distributed_type=kind)
     text = write_environment(tmp_path, accelerator, _RUNTIME, PeakFlops(1.0, "x")).read_text()
     words = text.replace('"', " ").replace(",", " ").split()
     assert socket.gethostname() not in words and getpass.getuser() not in words

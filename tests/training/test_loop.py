@@ -1,6 +1,8 @@
 """Training loop: metrics, evaluation, skipped steps, time limit."""
 
+import json
 import os
+import shutil
 import signal
 from contextlib import closing
 
@@ -59,6 +61,37 @@ def test_best_is_the_model_of_the_lowest_validation_loss(tiny_run, monkeypatch):
     assert_equal_tensors(
         load_weights(run_dir / "last"), load_weights(run_dir / "checkpoints" / "step_000012")
     )
+
+
+def test_best_is_chosen_by_losses_of_the_same_stories(tiny_run, monkeypatch):
+    def fake_loss(
+        run, model
+    ):  # of 6 stories lower than of 3; the last model is better than the one of step 8
+        return {6: 1.0, 3: 3.0}[len(run.validation)] - 0.01 * model.config.training_step
+
+    monkeypatch.setattr(loop, "validation_loss", fake_loss)
+    run_dir = train(tiny_run())
+    shutil.rmtree(run_dir / "checkpoints" / "step_000012")
+    shutil.rmtree(run_dir / "best")
+    shutil.copytree(run_dir / "last", run_dir / "best")
+    config = run_dir / "best" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"training_step": 8}))
+    train(tiny_run("--train.eval_stories", "3"))
+    progress = read_progress(run_dir / "checkpoints" / "step_000012")
+
+    assert (progress.best_step, progress.best_num_stories) == (12, 3)
+    assert progress.best_loss == pytest.approx(2.88)  # 0.92 of step 8 was of other stories
+    assert read_series(run_dir, "val/num_stories") == {4: 6, 8: 6, 12: 3}
+
+
+def test_best_of_an_earlier_version_is_scored_again_with_the_same_loss(tiny_run):
+    run_dir = train(tiny_run())
+    with closing(start_run(tiny_run())) as run:
+        best_loss, run.progress.best_num_stories = run.progress.best_loss, 0  # as in checkpoints of 461afef
+        run.progress.best_loss = 0.0
+        loop.evaluate(run)
+    assert run.progress.best_loss == pytest.approx(best_loss, rel=1e-6)
+    assert best_loss == read_series(run_dir, "val/loss")[run.progress.best_step]
 
 
 def test_gradient_accumulation_keeps_the_losses(tiny_run):

@@ -1,6 +1,8 @@
 """Errors of the machine: deleted data, a full disk, a read-only directory, too little memory."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,9 @@ from training.helpers import (
 
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import UserError
+from tinystories_slm.io import atomic
 from tinystories_slm.training import loop, train
+from tinystories_slm.training.checkpoints import checkpoints, verify_checkpoint
 
 
 def test_deleted_token_files_end_the_run_and_are_prepared_again(
@@ -50,7 +54,10 @@ def test_full_disk_read_only_directory_and_out_of_memory(tiny_run, tmp_path, fau
         ["unshare", "-rm", "mount", "-t", "tmpfs", "t", tmp_path], capture_output=True
     ).returncode:
         pytest.skip("this system does not permit private mounts (unshare -rm, mount)")
-    save_config(tiny_run("--train.max_steps", "60", "--train.save_every", "2"), tmp_path / "config.yaml")
+    save_config(
+        tiny_run("--train.max_steps=60", "--train.save_every=2", "--train.eval_every=30"),
+        tmp_path / "config.yaml",
+    )
     (tmp_path / "disk").mkdir()
     script = Path(__file__).with_name("machine_faults.py")
     command = ["unshare", "-rm", sys.executable, script, tmp_path / "config.yaml", tmp_path / "disk"]
@@ -73,3 +80,23 @@ def test_full_disk_read_only_directory_and_out_of_memory(tiny_run, tmp_path, fau
     fault("the run directory becomes read-only during a run", "as for a full disk")
     assert "out of memory; halve train.per_device_batch_size (32768)" in report["out of memory"]["error"]
     fault("the batch does not fit into memory", "an error names the option to halve (exit code 2)")
+
+
+def test_a_run_needs_neither_locks_nor_fsync(tiny_run, tmp_path, monkeypatch, caplog, fault):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(atomic, "_warned", set())
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(os, "fsync", unsupported)
+    run_dir = train(tiny_run("--data.data_dir", str(tmp_path / "data"), "--train.max_steps", "8"))
+    found = checkpoints(run_dir)
+    assert [path.name for path in found] == ["step_000004", "step_000008"]
+    assert [verify_checkpoint(path) for path in found] == [None, None]
+    warnings = [record.message for record in caplog.records if "No locks available" in record.message]
+    assert len(warnings) == 2
+    fault(
+        "the file system has no locks and cannot flush files (a mounted cloud drive)",
+        "the run is trained and saved; one line for each says what protection is missing",
+    )

@@ -1,6 +1,5 @@
 """Resume: a stopped run gives the same model, bit for bit or within rounding."""
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from script_process import processes
 from training.helpers import (
     EXACT_METRICS,
     assert_equal_tensors,
@@ -19,10 +19,12 @@ from training.helpers import (
     train_with_stops,
 )
 
+from tinystories_slm import grammar
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.runs.console import Stopwatch
 from tinystories_slm.runs.records import read_metrics
+from tinystories_slm.runs.run_dir import read_json_object
 from tinystories_slm.training import is_finished, train
 from tinystories_slm.training.checkpoints import (
     checkpoints,
@@ -142,9 +144,6 @@ def test_run_killed_twenty_times_is_bit_identical(two_epochs, fault):
     whole = train(two_epochs(*flags, name="whole"))
     step_s = (time.perf_counter() - start_s) / 150
     config = two_epochs(*flags, name="killed")
-    # A fork server that has imported torch starts independent processes quickly.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tinystories_slm.training"])
     rng, kills, kills_during_a_save = random.Random(0), 0, 0
     while kills < 20:
         process = processes.Process(target=train, args=(config,))
@@ -246,3 +245,21 @@ def test_init_from_starts_with_the_weights_of_another_model(tiny_run):
 
     assert read_series(second, "train/loss")[1] < read_series(first, "train/loss")[1] - 0.3
     assert load_file(second / "last" / "model.safetensors").keys()
+
+
+def test_saved_models_record_their_training_data_and_that_of_the_base_model(tiny_run):
+    first = train(tiny_run(name="first"))
+    config = tiny_run("--model.init_from", str(first / "best"), "--data.seq_len", "32", name="second")
+    second = train(config)
+    shutil.rmtree(second / "checkpoints" / "step_000012")
+    shutil.rmtree(first)  # a resumed run keeps its record without the base model
+    train(config)
+
+    data = {
+        "source": "builtin", "revision": f"grammar {grammar.VERSION}", "validation_split": "auto",
+        "validation_fraction": 0.05, "max_stories": 300,
+    }  # fmt: skip
+    for name in ("best", "last"):
+        saved = read_json_object(second / name / "config.json")
+        assert saved["training_data"] == [data, data], name
+        assert saved["training_step"] == 12

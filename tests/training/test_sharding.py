@@ -6,7 +6,6 @@ torch's own code.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
+from script_process import run_forked
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
@@ -85,13 +85,10 @@ def train_sharded(folder: Path) -> None:
 def sharded(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/gpu_8_fsdp2.yaml"]
-    done = subprocess.run(
-        [sys.executable, *launch, "--num_processes", "2", __file__, str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = run_forked(
+        [*launch, "--num_processes", "2", __file__, folder],
+        ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     )
     assert done.returncode == 0, done.stderr
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.commands.cli import run_command
+from tinystories_slm.resources import resource_path
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Command:
     summary: str
     is_distributed: bool = False
     """Whether a launcher starts it in several processes, of which rank 0 alone reports how it ended."""
+    default_config: str | None = None
+    """Resource file that is used when the command line has no `--config`."""
 
 
 _CONFIG = "tinystories_slm.config.run_config:RunConfig"
@@ -34,6 +37,7 @@ COMMANDS = {
         "tinystories_slm.commands.quickstart:run_quickstart",
         _CONFIG,
         "train, evaluate and generate in one go",
+        default_config="configs/quickstart.yaml",
     ),
     "download_data": Command(
         "tinystories_slm.commands.data:run_download", _CONFIG, "stories -> data_dir/raw"
@@ -74,6 +78,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     if sys.path and (Path(sys.path[0]) / "push_to_hub.py").is_file():
         del sys.path[0]
     command = COMMANDS[name]
+    if command.default_config and not any(arg.partition("=")[0] == "--config" for arg in arguments):
+        arguments.insert(0, f"--config={resource_path(command.default_config)}")
     args_type = _load(command.args)
     if not isinstance(args_type, type):
         args_type = args_type(arguments)

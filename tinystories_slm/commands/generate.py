@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config.command_args import GenerateArgs
 from tinystories_slm.config.sampling_params import SamplingParams
-from tinystories_slm.errors import UserError
 from tinystories_slm.generation import GenerationResult, TextStream, generate_batch, prepare_requests
 from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.io.atomic import atomic_write
+from tinystories_slm.io.file_errors import translate_write_errors
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         args.sampling(),
     )
     print_results = _print_stream if args.stream else _print_batch
+    weights = weights_sha256(Path(args.model).expanduser()) if args.output is not None else None
     results = []
     with (
         _open_output(args.output) as file,
@@ -64,7 +66,8 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
     ):
         for result in printed:
             if file is not None:
-                file.write(_to_json_line(result, args.model, args.sampling()))
+                file.write(_to_json_line(result, args.model, weights, args.sampling()))
+                file.flush()
             results.append(result)
     if args.output is not None:
         logger.info("wrote %d completions to %s", len(results), args.output)
@@ -72,20 +75,21 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
 
 
 def write_results(
-    path: Path, results: Iterable[GenerationResult], model: str, sampling: SamplingParams
+    path: Path, results: Iterable[GenerationResult], model: str, weights: str | None, sampling: SamplingParams
 ) -> None:
-    """Replace the JSONL file `path` by one line per result."""
+    """Replace the JSONL file `path` by one line per result of `model`; `weights` is its `weights_sha256`."""
     with _open_output(path) as file:
         for result in results:
-            file.write(_to_json_line(result, model, sampling))
+            file.write(_to_json_line(result, model, weights, sampling))
 
 
-def _to_json_line(result: GenerationResult, model: str, sampling: SamplingParams) -> str:
+def _to_json_line(result: GenerationResult, model: str, weights: str | None, sampling: SamplingParams) -> str:
     """Return the line of stories.jsonl: the text and the options that generate it again."""
     record = {
         "prompt": result.prompt,
         "story": result.text,
         "model": model,
+        "weights_sha256": weights,  # null for a model of the Hub
         "seed": result.seed,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
@@ -105,7 +109,7 @@ def _print_batch(
     requests: list[GenerationRequest],
     args: GenerateArgs,
 ) -> Iterator[GenerationResult]:
-    """Generate in batches of `args.batch_size`; print and yield each result as soon as it is complete."""
+    """Generate in batches of `args.batch_size`; yield and print each result as soon as it is complete."""
     results = generate_batch(
         model,
         tokenizer,
@@ -116,8 +120,8 @@ def _print_batch(
         backend=args.backend,
     )
     for index, result in enumerate(results):
+        yield result  # before it is printed: a file keeps what standard output cannot take
         print(_SEPARATOR if index else "", result.text, sep="", end="", flush=True)
-        yield result
     print(flush=True)
 
 
@@ -149,23 +153,31 @@ def _print_stream(
 def _open_output(path: Path | None) -> Iterator[TextIO | None]:
     """Open a temporary file that replaces `path` at the end; yield None if `path` is None.
 
-    After an interruption the lines written so far replace `path`. A file without lines does not.
+    After an interruption the lines written so far replace `path`. A file without lines, or one for which the
+    disk has no space, does not.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     if path is None:
         yield None
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        file = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"output ({path}) cannot be written: {error.strerror}; choose another file"
-        ) from error
-    try:
-        with file:
+    interruption = None
+    with (
+        suppress(_NoLines),
+        translate_write_errors("output", path),
+        atomic_write(path) as partial,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        try:
             yield file
-    finally:
-        if partial.stat().st_size:
-            partial.replace(path)
-        else:
-            partial.unlink()
+        except BaseException as error:
+            interruption = error
+            if not file.tell():
+                raise _NoLines from None
+    if interruption is not None:
+        raise interruption
+
+
+class _NoLines(Exception):
+    """An interruption before the first line."""

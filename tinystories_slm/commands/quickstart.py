@@ -1,25 +1,32 @@
 """The quickstart command: prepare data, train, evaluate, and generate a text with the new model."""
 
-import json
 import logging
 import secrets
 import shlex
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.commands.generate import write_results
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig
+from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import iter_raw_stories
-from tinystories_slm.evaluation.evaluate import format_scores, score_texts
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_texts, write_scores
+from tinystories_slm.evaluation.selection import count_training_stories
+from tinystories_slm.evaluation.training_data import TrainingData, read_training_data
 from tinystories_slm.generation import SamplingParams, generate_batch, generate_texts, prepare_requests
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
-from tinystories_slm.hub.card import write_card
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.hub.card import is_card_current, write_card
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.runs.report import is_report_current
 from tinystories_slm.runs.run_dir import RunDir
-from tinystories_slm.training import is_finished, train, write_report
+from tinystories_slm.training import is_finished, restore_finished_run, train, write_report
+from tinystories_slm.training.checkpoints import check_same_data
 
 logger = logging.getLogger(__name__)
 
@@ -32,45 +39,114 @@ _NUM_SAMPLES = 3
 def run_quickstart(config: RunConfig) -> str:
     """Train and evaluate the model of `config`, print a summary with a new text, and return the text.
 
-    A finished run is not trained again, and an evaluated run is not evaluated again.
+    A finished run is not trained again. Scores, stories, card and report are made again only if they are
+    missing or damaged, or not those of the weights in best/.
 
     Raises:
-        UserError: a step rejects its input.
+        UserError: a step rejects its input, or the source of a finished run has changed.
     """
-    if not is_finished(config):
+    config = use_own_folders(config)
+    if is_finished(config):
+        restore_finished_run(config)
+    else:
         train(config)
     run_dir = RunDir(config.output_dir)
     model, tokenizer = load_model_folder(str(run_dir.best))
-    if not run_dir.evaluation.exists():
-        logger.info("evaluating %s on at most %d validation stories", run_dir.best, _EVAL_STORIES)
-        texts = list(islice(iter_raw_stories(config.data.data_dir, "validation"), _EVAL_STORIES))
-        report = score_texts(
-            model,
-            tokenizer,
-            texts,
-            batch_size=32,
-            is_builtin_corpus=config.data.source == BUILTIN,
-            progress=True,
-        )
-        run_dir.evaluation.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        _write_card_samples(model, tokenizer, run_dir)
+    weights = weights_sha256(run_dir.best)
+    trained_on = read_training_data(str(run_dir.best), model.config) or []
+    report = _current_evaluation(run_dir, weights, trained_on)
+    if report is None:
+        report = _evaluate_best(model, tokenizer, config, weights, trained_on)
+        write_scores(report, run_dir.evaluation)
+    if not any(line.get("weights_sha256") == weights for line in run_dir.read_stories()):
+        _write_card_samples(model, tokenizer, run_dir, weights)
+    if not is_card_current(config.output_dir):
         write_card(config.output_dir)
-        write_report(config.output_dir)  # training wrote it without the evaluation
-    report = run_dir.read_evaluation()
+    if not is_report_current(config.output_dir):  # training wrote it without the evaluation
+        write_report(config.output_dir)
     seed = secrets.randbelow(10_000)
     [text] = generate_texts(model, tokenizer, [DEFAULT_PROMPT], temperature=TEMPERATURE, seed=seed)
     print(_format_summary(text, report, config, seed))
     return text
 
 
-def _write_card_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_dir: RunDir) -> None:
+def _current_evaluation(
+    run_dir: RunDir, weights: str, trained_on: Sequence[TrainingData]
+) -> dict[str, Any] | None:
+    """Return evaluation.json if it scores the weights in best/ on held-out stories of the run, else None."""
+    try:
+        found = run_dir.read_evaluation()
+    except UserError as error:
+        logger.warning("%s; evaluating again", error)
+        return None
+    manifest = run_dir.load_manifest()
+    expected = {
+        "weights_sha256": weights,
+        "revision": manifest.revision,
+        "split": "validation",
+        "protocol": PROTOCOL,
+    }
+    if len(trained_on) == 1:  # a base model may have been trained on stories that this run held out
+        expected["num_training_stories"] = 0
+    num_stories = min(_EVAL_STORIES, manifest.splits["validation"]["num_stories"])
+    differences = [name for name, value in expected.items() if found.get(name) != value]
+    if found.get("num_stories", 0) < num_stories:
+        differences.append("num_stories")
+    if found and differences:
+        logger.info("%s is of another %s; evaluating again", run_dir.evaluation, ", ".join(differences))
+    return None if differences else found
+
+
+def _evaluate_best(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    weights: str,
+    trained_on: Sequence[TrainingData],
+) -> dict[str, Any]:
+    """Score the model in best/ on the first validation stories of its run.
+
+    Raises:
+        UserError: the data cannot be prepared, or are not those of the run.
+    """
+    run_dir = RunDir(config.output_dir)
+    manifest = prepare_data(config.data, config.tokenizer)
+    check_same_data(manifest, run_dir.path)
+    logger.info("evaluating %s on at most %d validation stories", run_dir.best, _EVAL_STORIES)
+    texts = list(islice(iter_raw_stories(config.data.data_dir, "validation"), _EVAL_STORIES))
+    scores = score_texts(
+        model,
+        tokenizer,
+        texts,
+        batch_size=32,
+        is_builtin_corpus=config.data.source == BUILTIN,
+        progress=True,
+    )
+    num_stories = manifest.splits["validation"]["num_stories"]
+    return scores | {
+        "model": f"{run_dir.path.name}/best",
+        "weights_sha256": weights,
+        "data": manifest.source,
+        "revision": manifest.revision,
+        "split": "validation",
+        "num_split_stories": num_stories,
+        "num_source_stories": num_stories,
+        "num_training_stories": count_training_stories(texts, trained_on) if trained_on else 0,
+        "protocol": PROTOCOL,
+    }
+
+
+def _write_card_samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_dir: RunDir, weights: str
+) -> None:
     """Write stories.jsonl in the run directory: the completions with the seeds 0, 1, 2, not hand-picked."""
     sampling = SamplingParams(temperature=TEMPERATURE)
     prompts = [DEFAULT_PROMPT] * _NUM_SAMPLES
     requests = prepare_requests(model, tokenizer, prompts, range(_NUM_SAMPLES), sampling)
-    results = generate_batch(model, tokenizer, requests, sampling, batch_size=_NUM_SAMPLES)
+    # A list: an interruption must not leave a file with some of the stories.
+    results = list(generate_batch(model, tokenizer, requests, sampling, batch_size=_NUM_SAMPLES))
     # A relative model path: the file is published, and an absolute path describes this machine.
-    write_results(run_dir.stories, results, f"{run_dir.path.name}/best", sampling)
+    write_results(run_dir.stories, results, f"{run_dir.path.name}/best", weights, sampling)
 
 
 def _format_summary(text: str, report: dict[str, Any], config: RunConfig, seed: int) -> str:

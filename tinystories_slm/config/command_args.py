@@ -28,7 +28,8 @@ class GenerateArgs:
     prompt: str | None = None
     """Prompt of each completion; null for `Once upon a time`."""
     prompts: Path | None = None
-    """File of prompts, one per line (.jsonl: the "prompt" of each line); `-` for standard input."""
+    """File of prompts, one per line (.jsonl, or .json with a list: the "prompt" of each); `-` for standard
+    input."""
     num_stories: int = 1
     """Completions per prompt, with the seeds seed, seed + 1, ..."""
     max_new_tokens: int = 256
@@ -108,23 +109,27 @@ class EvaluateArgs:
     model: str
     """Model folder (RUN/best) or Hub id of any causal language model."""
     data: str
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
     split: str = "validation"
-    """Split of the data. A missing `validation` is held out from `train`; `train` is scored in full."""
+    """Split of the data. A missing `validation` is what the model's run held out of these data; data that the
+    model was not trained on are scored in full if they have one split."""
     batch_size: int = 32
     """Windows per forward pass; changes speed and memory, not the scores."""
     max_stories: int | None = None
     """Number of stories to score, from the start of the split; null for all."""
+    tasks: str | None = None
+    """Further measurements, of 16 stories that the model generates, separated by commas: `ended`, `grammar`;
+    see `train.eval_tasks` of a run."""
     output: Path | None = None
     """JSON file for the scores; null for none."""
     text_column: str = "text"
-    """Column (parquet) or key (JSONL) that holds the story."""
+    """Column (parquet) or key (JSON) that holds the story."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit."""
     validation_split: Literal["auto", "holdout"] | None = None
-    """As `data.validation_split` of a run; null for the value of the model's run, else `auto`."""
+    """As `data.validation_split` of a run; null for that of the run on these data, else `auto`."""
     validation_fraction: float | None = None
-    """As `data.validation_fraction` of a run; null for the value of the model's run, else 0.05."""
+    """As `data.validation_fraction` of a run; null for that of the run on these data, else 0.05."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hub model; null for its newest commit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -160,7 +165,8 @@ class ExportArgs:
     """`custom`: with this project's model code; `native`: as the GPT-2, Llama or Qwen3 class of transformers;
     `gguf`: for llama.cpp; `onnx`: for onnxruntime and the browser."""
     output: Path
-    """Folder to write; an existing one must be empty or an earlier export."""
+    """Folder to write; an existing one must be empty or an earlier export, whose files are replaced; all
+    other files stay."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in `custom` and `native`."""
     quantization: Literal["f32", "f16", "q8_0"] = "f16"

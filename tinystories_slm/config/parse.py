@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import TypeVar, get_args
@@ -12,7 +13,7 @@ from typing import TypeVar, get_args
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from tinystories_slm.config.config_file import read_config_file
+from tinystories_slm.config.config_file import is_misread_number, read_config_file
 from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_flags
 from tinystories_slm.errors import UserError
 
@@ -31,14 +32,11 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
             dataclass rejects.
     """
     given = rename_flags(sys.argv[1:] if argv is None else argv, RENAMED_OPTIONS)
-    parser = ArgumentParser(description=args_type.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument(
-        "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
-    )
-    parser.add_class_arguments(args_type, None)
+    parser = _build_parser(args_type, Path(sys.argv[0]).name)
     try:
         given, texts = _set_null_texts_aside(given, args_type)
-        namespace = parser.parse_args(_config_files_first(_expand_switches(given, args_type)))
+        given = _config_files_first(_expand_switches(given, args_type), args_type)
+        namespace = parser.parse_args(given)
         _reject_null_sections(namespace, args_type)
         values = vars(parser.instantiate(namespace))
         for name, text in texts.items():
@@ -47,6 +45,8 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
                 values[section] = replace(values[section], **{field_name: text})
             else:
                 values[field_name] = text
+    except UserError:
+        raise
     except (
         ArgumentError,
         TypeError,
@@ -56,11 +56,26 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
     return args_type(**{field.name: values[field.name] for field in fields(args_type)})
 
 
-def _config_files_first(argv: Sequence[str]) -> list[str]:
+@cache
+def _build_parser(args_type: type, program: str) -> ArgumentParser:
+    """Return the parser of a class, built once: reading the docstrings of the options takes 60 ms."""
+    parser = ArgumentParser(
+        prog=program, description=args_type.__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
+    )
+    parser.add_class_arguments(args_type, None)
+    return parser
+
+
+def _config_files_first(argv: Sequence[str], args_type: type) -> list[str]:
     """Move each `--config FILE` to the front: a flag overrides a file wherever it stands.
 
     A file that has earlier option names is replaced by its text with the current ones.
     """
+    numbers = _option_names(args_type, of=_NUMBERS)
+    paths = _option_names(args_type, of=_PATHS)
     files: list[str] = []
     flags: list[str] = []
     rest = iter(argv)
@@ -69,42 +84,51 @@ def _config_files_first(argv: Sequence[str]) -> list[str]:
         if name != "--config":
             flags.append(arg)
         elif equals or (value := next(rest, None)) is not None:
-            files.append(f"--config={read_config_file(Path(value))}")
+            files.append(f"--config={read_config_file(Path(value), numbers=numbers, paths=paths)}")
         else:
             files.append(arg)
     return files + flags
 
 
-_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBERS = (int, int | None, float, float | None)
+_PATHS = (Path, Path | None)
 _PLACEHOLDER = "text that YAML reads as null"
 
 
-def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[str], dict[str, str]]:
+def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[str], dict[str, str | Path]]:
     """Replace texts that jsonargparse would read as null, and return them by option.
 
-    It reads an optional string as YAML, where `# one`, `~`, `&amp` and `null` are null. `null` stays null for
-    the options of a run's sections, where it overrides a file.
+    It reads an optional string or path as YAML, where `# one`, `~`, `&amp` and `null` are null. `null` stays
+    null for paths, and for the options of a run's sections, where it overrides a file.
 
     Raises:
-        UserError: an integer that YAML 1.1 would read as octal or in base 60 (`010`, `1:30`).
+        UserError: a number that YAML 1.1 would read as octal or in base 60 (`010`, `1:30`), or an empty path.
     """
-    strings = {f"--{name}" for name in _option_names(args_type, of=str | None)}
-    integers = {f"--{name}" for kind in (int, int | None) for name in _option_names(args_type, of=kind)}
+    optional_paths = {f"--{name}" for name in _option_names(args_type, of=(Path | None,))}
+    strings = {f"--{name}" for name in _option_names(args_type, of=(str | None,))} | optional_paths
+    paths = {f"--{name}" for name in _option_names(args_type, of=_PATHS)}
+    numbers = {f"--{name}" for name in _option_names(args_type, of=_NUMBERS)}
     kept: list[str] = []
-    texts: dict[str, str] = {}
+    texts: dict[str, str | Path] = {}
     option = ""
     for arg in argv:
         name, equals, value = (option, "", arg) if option else arg.partition("=")
-        if not option and name in strings | integers and not equals:
+        if not option and name in strings | paths | numbers and not equals:
             option = name
             kept.append(arg)
             continue
-        if name in integers and (equals or option):
-            _check_integer(name, value)
+        if name in numbers and (equals or option) and is_misread_number(value):
+            raise UserError(
+                f"{name.removeprefix('--')} ({value}): must be a decimal integer or fraction; write it as in "
+                "1500"
+            )
+        if name in paths and (equals or option) and not value:
+            raise UserError(f"{name.removeprefix('--')} (.): must name a folder or file; write its path")
         if name in strings and (equals or option):
             texts.pop(name.removeprefix("--"), None)  # the last one counts
-            if _is_null_in_yaml(value) and not (value == "null" and "." in name):
-                texts[name.removeprefix("--")] = value
+            is_path = name in optional_paths
+            if _is_null_in_yaml(value) and not (value == "null" and (is_path or "." in name)):
+                texts[name.removeprefix("--")] = Path(value) if is_path else value
                 arg = f"{name}={_PLACEHOLDER}" if equals else _PLACEHOLDER
         kept.append(arg)
         option = ""
@@ -118,17 +142,9 @@ def _is_null_in_yaml(text: str) -> bool:
         return False
 
 
-def _check_integer(option: str, value: str) -> None:
-    """Raise for digits that YAML 1.1 reads as another number."""
-    if re.fullmatch(r"[-+]?[0-9][0-9_:]*", value) and not _DECIMAL.fullmatch(value):
-        raise UserError(
-            f"{option.removeprefix('--')} ({value}): must be a decimal integer; write it as in 1500"
-        )
-
-
 def _expand_switches(argv: Sequence[str], args_type: type) -> list[str]:
     """Write a switch without a value (`--stream`) as jsonargparse needs it: `--stream=true`."""
-    switches = {f"--{name}" for name in _option_names(args_type, of=bool)}
+    switches = {f"--{name}" for name in _option_names(args_type, of=(bool,))}
     followers = [*argv, "--"][1:]
     return [
         f"{arg}=true" if arg in switches and follower.startswith("--") else arg
@@ -177,13 +193,13 @@ def _reject_null_sections(namespace: Namespace, args_type: type, prefix: str = "
             raise UserError(f"{name} must not be null; remove it or set a value.")
 
 
-def _option_names(args_type: type, prefix: str = "", of: object = None) -> list[str]:
-    """Return every option in dotted form; with `of`, only those of that type."""
+def _option_names(args_type: type, prefix: str = "", of: Sequence[object] = ()) -> list[str]:
+    """Return every option in dotted form; with `of`, only those of one of these types."""
     names = []
     for field in fields(args_type):
         if isinstance(field.type, type) and is_dataclass(field.type):
             names += _option_names(field.type, f"{prefix}{field.name}.", of)
-        elif of in (None, field.type):
+        elif not of or field.type in of:
             names.append(prefix + field.name)
     return names
 

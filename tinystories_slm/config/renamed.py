@@ -48,20 +48,15 @@ def rename_in_yaml(text: str, renamed: Mapping[str, tuple[str, Mapping[str, str]
 
     Text that is not YAML, or not a mapping, is returned as it is: the parser reports it.
     """
-    root = compose_yaml(text)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return text
     edits: list[tuple[int, int, str]] = []
     _collect_edits(root, "", renamed, edits)
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
     return text
-
-
-def compose_yaml(text: str) -> yaml.Node | None:
-    """Return the syntax tree of YAML `text`; None if it is not YAML, which the parser reports."""
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return None
 
 
 def _collect_edits(

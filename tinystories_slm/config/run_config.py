@@ -1,5 +1,6 @@
 """Configuration of a run: YAML -> typed, frozen dataclasses -> flags."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,11 +37,17 @@ class RunConfig:
             *_architecture_problems(self),
             *self.train.problems(),
         ]
+        problems += _non_finite_problems(self, reported=" ".join(problems))
         if problems:
             raise UserError("; ".join(problems))
 
-    def model_config(self, *, vocab_size: int, eos_token_id: int = 0) -> "TinyStoriesConfig":
-        """Return the architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`."""
+    def model_config(
+        self, *, vocab_size: int, eos_token_id: int = 0, pad_token_id: int | None = None
+    ) -> "TinyStoriesConfig":
+        """Return the architecture for a vocabulary of `vocab_size` entries and windows of `data.seq_len`.
+
+        `pad_token_id` is by default `eos_token_id`.
+        """
         # Imported here: `--help` prints the options without torch.
         from tinystories_slm.model import TinyStoriesConfig
 
@@ -52,7 +59,7 @@ class RunConfig:
             max_position_embeddings=self.data.seq_len,
             bos_token_id=eos_token_id,
             eos_token_id=eos_token_id,
-            pad_token_id=eos_token_id,
+            pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
         )
 
 
@@ -103,6 +110,17 @@ def _output_problems(config: RunConfig) -> list[str]:
     if config.output_dir == Path("."):
         return ["output_dir (.): must name a folder for this run alone; try runs/mine"]
     return []
+
+
+def _non_finite_problems(config: RunConfig, reported: str) -> list[str]:
+    """Return one sentence for each infinite or undefined value that no other problem names."""
+    return [
+        f"{name} ({value}) must be a finite number; write it as in 0.5"
+        for name, value in flatten(to_dict(config)).items()
+        if isinstance(value, float)
+        and not math.isfinite(value)
+        and f"{name.rpartition('.')[2]} (" not in reported
+    ]
 
 
 def _cross_section_problems(config: RunConfig) -> list[str]:

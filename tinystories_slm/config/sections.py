@@ -14,8 +14,11 @@ MAY_CHANGE_ON_RESUME = {
     "train.tracker",
     "train.eval_every",
     "train.eval_stories",
+    "train.eval_tasks",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.retention",
+    "train.on_hangup",
     "train.per_device_batch_size",
     "train.compile",
     "train.attention",
@@ -30,16 +33,16 @@ class DataArgs:
     """Source of the stories, their split, packing and files."""
 
     source: str = "builtin"
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSONL, text)."""
+    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit, which is recorded."""
     text_column: str = "text"
-    """Column (parquet) or key (JSONL) that holds the story."""
+    """Column (parquet) or key (JSON) that holds the story."""
     data_dir: Path = Path("data/builtin")
     """Folder of raw stories, tokenizer, token files and manifest; one source per folder."""
     seq_len: int = 256
     """Tokens in a training window."""
-    packing: Literal["contiguous", "document"] = "contiguous"
+    packing: str = "contiguous"
     """`contiguous`: windows tile the token stream; `document`: each opens with a story (a story past
     `seq_len` opens several) and, seven times in eight, the end-of-text token before it."""
     max_stories: int | None = None
@@ -73,7 +76,7 @@ class TokenizerArgs:
     """Vocabulary: a byte-level BPE trained on the stories, or an existing tokenizer."""
 
     vocab_size: int = 10_000
-    """Entries of the trained BPE, including `<|endoftext|>` and the 256 bytes."""
+    """Entries of the trained BPE, including `<|endoftext|>`, the 256 bytes and (from 258 on) `<|pad|>`."""
     pretrained: str | None = None
     """Hub id or folder of an existing tokenizer (`gpt2`) to use instead of training one."""
     max_stories: int = 200_000
@@ -132,8 +135,8 @@ class ModelArgs:
 class OptimizerArgs:
     """Optimizer, its rates and decays."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
+    optimizer: str = "adamw"
+    """`adamw`; or `muon`: Muon on the blocks' matrices and AdamW on all else, at one learning rate."""
     muon_ns_steps: int = 5
     """Newton-Schulz steps by which Muon orthogonalizes an update."""
     muon_momentum: float = 0.95
@@ -272,9 +275,15 @@ class CheckpointArgs:
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
+    retention: str = "newest"
+    """Checkpoints that are kept beside the newest: `newest`: none; `all`: every one; `powers_of_two`: those
+    of steps 1, 2, 4, 8 and so on, which are saved in addition."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
     checkpoint of another run directory branches off from it."""
+    on_hangup: Literal["continue", "stop"] = "continue"
+    """What a run does after SIGHUP (its terminal was closed) and the checkpoint that follows; with a
+    launcher, which SIGHUP ends, a run always stops."""
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
@@ -295,6 +304,9 @@ class LoggingArgs:
     """Optimizer steps between evaluations; the last step is always evaluated."""
     eval_stories: int | None = None
     """Validation stories scored at each evaluation, the first ones; null for all."""
+    eval_tasks: str | None = None
+    """Further measurements at each evaluation, of 16 generated stories, separated by commas: `ended` (share
+    that ends before the length limit), `grammar` (share that the grammar of the built-in corpus accepts)."""
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""
     tracker: Literal["none", "trackio", "tensorboard", "wandb"] = "none"

@@ -1,13 +1,22 @@
-"""Readers of story files in three formats: parquet, JSONL, and text with `<|endoftext|>`.
+"""Readers of story files: parquet, JSONL, JSON, and text with `<|endoftext|>`, also compressed or in a tar.
 
-A reader yields the stories of one file in order, with `None` for a null, in bounded memory. JSONL and
+A reader yields the stories of one file in order, with `None` for a null, in bounded memory. JSON and
 text do not go through `datasets`, so that an error message can give the line or byte of the fault.
 """
 
+import codecs
+import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import lzma
+import re
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -20,56 +29,82 @@ END_OF_TEXT = "<|endoftext|>"
 
 _READ_BYTES = 2**20
 _MAX_STORY_BYTES = 2**24  # a longer story means that separators or line ends are missing
+_EDGES = "\ufeff\0" + "".join(char for char in map(chr, range(0x3001)) if char.isspace())
+_BETWEEN_VALUES = re.compile(r"[ \t\r\n,]*")
+_SAMPLE_ROWS = 100
 
 
-def read_text(path: Path, text_column: str = "text") -> Iterator[str]:
+Reader = Callable[..., Iterator[str | None]]
+"""Path, column and, for a member of an archive, its stream -> stories of the file."""
+
+
+def read_text(path: Path, text_column: str = "text", stream: BinaryIO | None = None) -> Iterator[str]:
     """Yield the stories between `<|endoftext|>`, stripped of white space; line ends become `\\n`.
+
+    Byte-order marks and NUL bytes at the ends of a story are removed: joined files have them in the middle.
 
     Raises:
         UserError: the file contains no `<|endoftext|>`, so it would be one huge story, or invalid UTF-8.
     """
     offset, rest, separated = 0, b"", False
-    with _open_bytes(path) as file:
+    with _open_bytes(path, stream) as file:
         while chunk := file.read(_READ_BYTES):
             *stories, rest = (rest + chunk).split(END_OF_TEXT.encode())
             for story in stories:
-                yield _decode(story, path, offset).strip()
+                yield _strip(_decode(story, path, offset))
                 offset += len(story) + len(END_OF_TEXT)
                 separated = True
             if len(rest) > _MAX_STORY_BYTES:
                 raise _missing_separator_error(path)
-    if last := _decode(rest, path, offset).strip():
+    if last := _strip(_decode(rest, path, offset)):
         if not separated:
             raise _missing_separator_error(path)
         yield last
 
 
-def read_jsonl(path: Path, text_column: str = "text") -> Iterator[str | None]:
+def read_jsonl(path: Path, text_column: str = "text", stream: BinaryIO | None = None) -> Iterator[str | None]:
     """Yield the value of key `text_column` of each line's object; skip blank lines.
 
     Raises:
         UserError: a line is not a JSON object, lacks the key, or its value is not a valid Unicode string.
     """
     offset, line_number = 0, 0
-    with _open_bytes(path) as file:
+    with _open_bytes(path, stream) as file:
         while line := file.readline(_MAX_STORY_BYTES):
             line_number += 1
             where = f"{path}, line {line_number}"
             if len(line) == _MAX_STORY_BYTES:
                 raise UserError(f"{where} is longer than 16 MiB; write one JSON object per line")
             if text := _decode(line, path, offset).strip():
-                yield _json_story(text, text_column, where)
+                yield _story_of_record(_parse_line(text, where), text_column, where)
             offset += len(line)
 
 
-def read_parquet(path: Path, text_column: str = "text") -> Iterator[str | None]:
+def read_json(path: Path, text_column: str = "text", stream: BinaryIO | None = None) -> Iterator[str | None]:
+    """Yield the value of key `text_column` of each object, or each string, of a JSON file.
+
+    The file is one list, or objects one after another; line ends inside an object have no meaning.
+
+    Raises:
+        UserError: the file is not JSON, ends inside its list, or an object is not as `read_jsonl` needs it.
+    """
+    with _open_bytes(path, stream) as file:
+        for value, where in _iter_json_values(path, file):
+            yield _story_of_record(
+                {text_column: value} if isinstance(value, str) else value, text_column, where
+            )
+
+
+def read_parquet(
+    path: Path, text_column: str = "text", stream: BinaryIO | None = None
+) -> Iterator[str | None]:
     """Yield the values of column `text_column`.
 
     Raises:
         UserError: the file is corrupt, lacks the column, or the column does not contain strings.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with _open_seekable(path, stream) as seekable, pq.ParquetFile(seekable) as file:
             _check_column(file.schema_arrow, text_column, path)
             for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
                 yield from batch.column(0).to_pylist()
@@ -83,23 +118,148 @@ def read_parquet(path: Path, text_column: str = "text") -> Iterator[str | None]:
         ) from error
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[str | None]]] = {
+READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
-    ".json": read_jsonl,
+    ".json": read_json,
     ".txt": read_text,
 }
 """Reader of each file suffix; in a folder with several formats, the first suffix listed here is read."""
 
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda file: io.BufferedReader(pa.CompressedInputStream(file, "zstd")),
+}
+_ARCHIVE = re.compile(r"\.(tar|tgz|tar(\.gz|\.xz|\.zst))", re.IGNORECASE)
+
+KNOWN_FORMATS = f"{', '.join(READERS)}, or one of these in .gz, .xz, .zst or a tar archive"
+"""Suffixes of the files that can be read, for error messages."""
+
+
+def format_of(path: PurePath) -> str | None:
+    """Return the key of `READERS` for a file name such as `train.JSONL.gz`; None for another file."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _DECOMPRESSORS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+
+
+def read_file(path: Path, text_column: str, stream: BinaryIO | None = None) -> Iterator[str | None]:
+    """Yield the stories of a file of a known format.
+
+    Raises:
+        UserError: the file cannot be read, or its rows are lines of stories.
+    """
+    suffix = str(format_of(path))
+    if stream is None:
+        rows = READERS[suffix](path, text_column)
+    else:
+        rows = READERS[suffix](path, text_column, stream)
+    return rows if suffix == ".txt" else reject_lines(rows, str(path))
+
+
+def reject_lines(rows: Iterable[str | None], where: str) -> Iterator[str | None]:
+    """Yield `rows`; raise if they are the lines of a text file, as its load with `datasets` gives.
+
+    Raises:
+        UserError: a row is `<|endoftext|>` alone, or of the first 100 rows none has a line end and at least
+            a quarter is blank.
+    """
+    num_blank = num_broken = 0
+    for number, row in enumerate(rows, start=1):
+        text = "a null" if row is None else row.strip()
+        num_blank += not text
+        num_broken += "\n" in text
+        reason = ""
+        if text == END_OF_TEXT:
+            reason = f"row {number} is {END_OF_TEXT} alone"
+        elif number == _SAMPLE_ROWS and num_blank >= _SAMPLE_ROWS // 4 and not num_broken:
+            reason = f"{num_blank} of the first {number} rows are blank, and no row has a line end"
+        if reason:
+            raise UserError(
+                f"{where}: {reason}, so its rows are lines of stories; "
+                "use the text file that they come from, or write one story per row"
+            )
+        yield row
+
+
+def is_archive(path: PurePath) -> bool:
+    """Whether the name is that of a tar archive, compressed or not."""
+    return _ARCHIVE.fullmatch("".join(path.suffixes[-2:])) is not None or bool(
+        _ARCHIVE.fullmatch(path.suffix)
+    )
+
+
+def list_archive(archive: Path) -> list[PurePosixPath]:
+    """Return the paths of the files in a tar archive, in its order.
+
+    Raises:
+        UserError: the archive cannot be read, or a path leaves it.
+    """
+    with _open_archive(archive) as tar:
+        return [_member_path(archive, member) for member in tar if member.isfile()]
+
+
+def read_archive(archive: Path, members: Collection[str], text_column: str) -> Iterator[str | None]:
+    """Yield the stories of the files `members` of a tar archive, in its order; nothing is extracted.
+
+    Raises:
+        UserError: the archive or a file in it cannot be read.
+    """
+    with _open_archive(archive) as tar:
+        for member in tar:
+            if member.isfile() and str(path := _member_path(archive, member)) in members:
+                yield from read_file(archive / path, text_column, tar.extractfile(member))
+
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive to be read once from its start, without a seek."""
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    with file:
-        yield file
+        with _open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{archive} cannot be read as a tar archive ({first_line(error)}); download it again"
+        ) from error
+
+
+def _member_path(archive: Path, member: tarfile.TarInfo) -> PurePosixPath:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{archive} contains {member.name!r}, a path outside the archive; write it again")
+    return path
+
+
+@contextmanager
+def _open_bytes(path: Path, stream: BinaryIO | None = None) -> Iterator[BinaryIO]:
+    """Open the decompressed bytes of the file `path`, or of its content `stream` in an archive."""
+    decompress = _DECOMPRESSORS.get(path.suffix.lower())
+    if path.suffix.lower() == ".tgz":
+        decompress = _DECOMPRESSORS[".gz"]
+    try:
+        with ExitStack() as files:
+            file = stream or files.enter_context(path.open("rb"))
+            yield files.enter_context(decompress(file)) if decompress else file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise UserError(
+            f"{path} cannot be decompressed ({first_line(error)}); download or compress it again"
+        ) from error
+
+
+@contextmanager
+def _open_seekable(path: Path, stream: BinaryIO | None) -> Iterator[Path | BinaryIO]:
+    """Yield what a parquet reader can seek in: the path, or a temporary copy of a stream."""
+    if stream is None and path.suffix.lower() not in _DECOMPRESSORS:
+        yield path
+        return
+    with _open_bytes(path, stream) as file, tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:
@@ -107,19 +267,70 @@ def _decode(raw: bytes, path: Path, offset: int) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not valid UTF-8 at byte {offset + error.start} (0x{raw[error.start]:02x}); "
-            "save the file as UTF-8"
-        ) from error
+        raise _invalid_utf8_error(path, offset, error) from error
     text = text.removeprefix("\ufeff") if offset == 0 else text  # drop the byte-order mark
     return text.replace("\r\n", "\n")
 
 
-def _json_story(line: str, text_column: str, where: str) -> str | None:
+def _strip(story: str) -> str:
+    """Remove white space, byte-order marks and NUL characters at both ends."""
+    return story.strip(_EDGES)
+
+
+def _parse_line(line: str, where: str) -> object:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}); write one JSON object per line") from error
+
+
+def _iter_json_values(path: Path, file: BinaryIO) -> Iterator[tuple[object, str]]:
+    """Yield each value of a JSON list, or of values one after another, with its place in the file."""
+    chunks = _iter_decoded(path, file)
+    decoder, text, position, line, number, in_list = json.JSONDecoder(), "", 0, 1, 1, False
+    while True:
+        start = _BETWEEN_VALUES.match(text, position).end()
+        if text[start : start + 1] == ("]" if in_list else "["):
+            in_list = not in_list
+            line, position = line + text.count("\n", position, start), start + 1
+            continue
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            line, text, position = line + text.count("\n", position, start), text[start:], 0
+            if len(text) < _MAX_STORY_BYTES and (chunk := next(chunks, "")):
+                text += chunk  # the value may go on there
+                continue
+            if not text and not in_list:
+                return
+            reason = getattr(error, "msg", error) if text else "the file ends inside its list"
+            raise UserError(
+                f"{path}, item {number} (line {line}) is not valid JSON ({reason}); write the file again"
+            ) from error
+        line += text.count("\n", position, start)
+        yield value, f"{path}, item {number} (line {line})"
+        line += text.count("\n", start, end)
+        position, number = end, number + 1
+
+
+def _iter_decoded(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in chunks, without a byte-order mark."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    while True:
+        chunk = file.read(_READ_BYTES)
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise _invalid_utf8_error(path, offset - pending, error) from error
+        if text := text.removeprefix("\ufeff") if offset == 0 else text:
+            yield text
+        offset += len(chunk)
+        if not chunk:
+            return
+
+
+def _story_of_record(record: object, text_column: str, where: str) -> str | None:
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object; write one object per line, with key {text_column!r}")
     if text_column not in record:
@@ -157,6 +368,13 @@ def _check_column(schema: pa.Schema, text_column: str, path: Path) -> None:
             f"{path}: column {text_column!r} must contain strings, not {column_type}; "
             f"set data.text_column to one of {_join_names(schema.names)}"
         )
+
+
+def _invalid_utf8_error(path: Path, offset: int, error: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"{path} is not valid UTF-8 at byte {offset + error.start} (0x{error.object[error.start]:02x}); "
+        "save the file as UTF-8"
+    )
 
 
 def _missing_separator_error(path: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Commits on the Hugging Face Hub, and datasets loaded at one commit.
+"""Commits on the Hugging Face Hub, and files and datasets loaded at one commit.
 
 `datasets` is imported lazily: training on prepared data needs neither the package nor its 0.5 s import.
 """
@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetInfo, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tinystories_slm.data.file_formats import first_line
+from tinystories_slm.data import local
+from tinystories_slm.data.file_formats import first_line, format_of
+from tinystories_slm.data.selection import select_files, story_files
 from tinystories_slm.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
 TIMEOUT_S = 10.0
+_OF_DATASETS = {".csv", ".tsv", ".arrow"}
 
 
 def resolve_dataset_commit(source: str, revision: str | None = None) -> str:
@@ -68,6 +72,54 @@ def resolve_model_commit(name: str, revision: str | None = None) -> str | None:
         return None
 
 
+def select_story_files(source: str, commit: str) -> dict[str, list[str]]:
+    """Return the story files of a dataset by split, as of the same folder on disk.
+
+    Without a connection these are the files in the cache. The result is empty if only `datasets` can read it.
+
+    Raises:
+        UserError: the dataset has several configurations and no default.
+    """
+    try:
+        info = HfApi().dataset_info(source, revision=commit, timeout=TIMEOUT_S, files_metadata=True)
+    except Exception:  # the exception types depend on the HTTP library
+        return _cached_story_files(source, commit)
+    return story_files_of(info)
+
+
+def story_files_of(info: DatasetInfo) -> dict[str, list[str]]:
+    """Return the story files of the dataset that `info` describes, by split; see `select_story_files`."""
+    paths = [PurePosixPath(file.rfilename) for file in info.siblings or []]
+    formats = {format_of(path) for path in story_files(paths)}
+    # Beside these, a text or JSON file is rarely the data.
+    if not formats or (".parquet" not in formats and any(path.suffix in _OF_DATASETS for path in paths)):
+        return {}
+    card = info.card_data.to_dict() if info.card_data else {}
+    splits = select_files(paths, info.id, card.get("configs") or ())
+    return {split: [str(path) for path in files] for split, files in splits.items()}
+
+
+def _cached_story_files(source: str, commit: str) -> dict[str, list[str]]:
+    try:
+        folder = Path(snapshot_download(source, repo_type="dataset", revision=commit, local_files_only=True))
+        splits = local.files_by_split(str(folder))
+    except Exception:  # nothing is in the cache
+        return {}
+    return {split: [file.relative_to(folder).as_posix() for file in files] for split, files in splits.items()}
+
+
+def download_file(source: str, commit: str, file: str) -> Path:
+    """Download a file of a dataset to the cache of the Hub, unless it is there, and return its path.
+
+    Raises:
+        UserError: the file cannot be downloaded.
+    """
+    try:
+        return Path(hf_hub_download(source, file, repo_type="dataset", revision=commit))
+    except Exception as error:  # the types depend on file system and HTTP library
+        raise _load_error(source, commit, error) from error
+
+
 def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, datasets.Dataset]:
     """Load every split of the dataset, reduced to `text_column`, through the cache of `datasets`.
 
@@ -79,10 +131,7 @@ def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, 
     try:
         splits = datasets.load_dataset(source, revision=commit)
     except Exception as error:  # the types depend on builder, file system and HTTP library
-        raise UserError(
-            f"data.source ({source} at {commit}) cannot be loaded from the Hub ({first_line(error)}); "
-            "check the name, the connection and the free disk space"
-        ) from error
+        raise _load_error(source, commit, error) from error
     return {str(name): _select_text_column(split, source, text_column) for name, split in splits.items()}
 
 
@@ -90,6 +139,13 @@ def iter_column(split: datasets.Dataset, text_column: str) -> Iterator[str | Non
     """Yield the values of column `text_column` in order."""
     for batch in split.iter(batch_size=1024):
         yield from batch[text_column]
+
+
+def _load_error(source: str, commit: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"data.source ({source} at {commit}) cannot be loaded from the Hub ({first_line(error)}); "
+        "check the name, the connection and the free disk space"
+    )
 
 
 def _select_text_column(split: datasets.Dataset, source: str, text_column: str) -> datasets.Dataset:

@@ -1,24 +1,22 @@
 """Local story files: selection of files and splits by name, and a hash of their contents."""
 
 import hashlib
-import logging
-import re
-from pathlib import Path, PurePath
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
-from tinystories_slm.data.file_formats import READERS
+import yaml
+from huggingface_hub import metadata_load
+
+from tinystories_slm.data.file_formats import KNOWN_FORMATS, READERS, format_of, is_archive, list_archive
+from tinystories_slm.data.selection import Config, group_by_split, select_files, visible
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
 
-logger = logging.getLogger(__name__)
-
-# Split keywords in file and folder names, as in `datasets`.
-_SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
-_FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tsv", ".zip", ".zst"}
+_FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
+_RESERVED_NAMES = {"", "builtin", "quickstart"}  # of the built-in corpus and its run
+_MAX_NAME_BYTES = 150  # file systems take 255, and names of temporary folders are longer
 
 
 def is_local(source: str) -> bool:
@@ -36,82 +34,100 @@ def is_local(source: str) -> bool:
     return False
 
 
-def list_story_files(source: str) -> list[Path]:
-    """Return the story files of `source`, sorted by path.
+def check_apart(source: str, option: str, folder: Path) -> None:
+    """Check that the files of a local source and the folder `folder` of `option` cannot mix.
 
-    The result is `source` itself if it is a file, else the files of the first format in `READERS` that the
-    folder contains.
+    Raises:
+        UserError: the source is inside, above or equal to `folder`.
+    """
+    path, folder_path = Path(source).expanduser(), folder.resolve()
+    if not path.exists():
+        return
+    path = path.resolve()
+    if path.is_relative_to(folder_path) or folder_path.is_relative_to(path):
+        relation = "below" if path != folder_path and path.is_relative_to(folder_path) else "at or above"
+        raise UserError(
+            f"{option} ({folder}): must lie apart from data.source ({source}), which is {relation} it; "
+            f"use another --{option}, or move the stories"
+        )
+
+
+def folder_name(source: str) -> str:
+    """Return a folder name for the data and runs of `source`: its path or Hub id with `--` for each `/`.
+
+    Two sources share no name, whether they exist or not. Paths are relative to the current folder, where
+    they lie below it.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    name = _join_parts(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if name in _RESERVED_NAMES:
+        name = _join_parts(path)
+    if len(encoded := os.fsencode(name)) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        name = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
+    return name
+
+
+def _join_parts(path: Path) -> str:
+    return "--".join(part.strip("/\\:") for part in path.parts if part.strip("/\\:"))
+
+
+def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:
+    """Group the story files of a file, folder or tar archive by split; see `selection.select_files`.
+
+    The path of a file in an archive continues the path of the archive.
 
     Raises:
         UserError: `source` contains no file of a known format.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"data.source ({source}) must end in one of {', '.join(READERS)}")
-        return [path]
-    if not (found := _files_by_suffix(path)):
-        raise UserError(
-            f"data.source ({source}) must contain a file that ends in one of {', '.join(READERS)}"
-        )
-    return next(iter(found.values()))
-
-
-def files_by_split(source: str) -> dict[str, list[Path]]:
-    """Group the files of `source` by the split in their names.
-
-    If no name contains a train keyword, the files without a keyword are the training split; otherwise they
-    are skipped with a warning.
-    """
     root = Path(source).expanduser()
-    files = list_story_files(source)
-    if root.is_dir() and len(suffixes := list(_files_by_suffix(root))) > 1:
-        logger.warning(
-            "%s: reading %s files, skipping %s files", source, suffixes[0], ", ".join(suffixes[1:])
-        )
-    splits: dict[str, list[Path]] = {}
-    unnamed = []
-    for file in files:
-        if name := _split_from_name(file.relative_to(root) if root.is_dir() else PurePath(file.name)):
-            splits.setdefault(name, []).append(file)
-        else:
-            unnamed.append(file)
-    if unnamed and "train" not in splits:
-        splits["train"] = unnamed
-    elif unnamed:
-        names = ", ".join(file.name for file in unnamed)
-        logger.warning("%s: skipping %s (no split in the file name)", source, names)
-    return splits
+    if root.is_file() and not is_archive(root):
+        _check_format(root, source)
+        return {split: [root] for split in group_by_split([PurePosixPath(root.name)], source)}
+    if root.is_file():
+        selected = select_files(list_archive(root), source, warn=warn)
+    else:
+        selected = select_files(_list_folder(root), source, _read_configs(root), warn=warn)
+    return {split: [root / path for path in paths] for split, paths in selected.items()}
+
+
+def archive_of(path: Path) -> Path | None:
+    """Return the tar archive that contains `path`, or None for a file on disk."""
+    return next((parent for parent in path.parents if is_archive(parent) and parent.is_file()), None)
 
 
 def content_hash(source: str) -> str:
     """Return `sha256:` and the hash of a file, or of the `sha256sum` listing of a folder's story files."""
     root = Path(source).expanduser()
-    files = list_story_files(source)
     if root.is_file():
+        _check_format(root, source)
         return f"sha256:{file_sha256(root)}"
+    splits = files_by_split(source, warn=False)
+    files = sorted({archive_of(file) or file for files in splits.values() for file in files})
     listing = "".join(f"{file_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
-def _files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """Readable files by suffix, in the order of `READERS`, sorted by path; hidden files are skipped."""
-    visible = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-    ]
-    by_suffix = {suffix: [file for file in visible if file.suffix.lower() == suffix] for suffix in READERS}
-    return {suffix: files for suffix, files in by_suffix.items() if files}
+def _check_format(file: Path, source: str) -> None:
+    if format_of(file) is None and not is_archive(file):
+        raise UserError(f"data.source ({source}) must end in one of {KNOWN_FORMATS}")
 
 
-def _split_from_name(path: PurePath) -> str | None:
-    """Return the split in a path, or None; for example, validation for `TinyStoriesV2-GPT4-valid.txt`.
+def _list_folder(folder: Path) -> list[PurePosixPath]:
+    """Return the relative paths of the files in `folder`; of those in its archives if it has no other."""
+    paths = visible(
+        PurePosixPath(file.relative_to(folder).as_posix()) for file in folder.rglob("*") if file.is_file()
+    )
+    if any(format_of(path) for path in paths):
+        return paths
+    archives = [path for path in paths if is_archive(path)]
+    return [archive / member for archive in archives for member in list_archive(folder / archive)]
 
-    The file name takes precedence over folder names, and an inner folder over an outer one.
-    """
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        for word in re.split(r"[-._ 0-9]+", part.lower()):
-            if word in _SPLIT_OF_WORD:
-                return _SPLIT_OF_WORD[word]
-    return None
+
+def _read_configs(folder: Path) -> Sequence[Config]:
+    """Return `configs` of the metadata in the folder's README.md, which `hf download` leaves there."""
+    try:
+        configs = (metadata_load(folder / "README.md") or {}).get("configs")
+    except (OSError, ValueError, yaml.YAMLError):  # no README.md, or one of another kind
+        return ()
+    return configs if isinstance(configs, list) else ()

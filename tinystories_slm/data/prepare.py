@@ -74,7 +74,7 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     if not _is_prepared(data.data_dir):
         download_data(data)
         train_tokenizer(data, tokenizer)
-        with directory_lock(data.data_dir):
+        with directory_lock(data.data_dir, option="data.data_dir"):
             if not _is_prepared(data.data_dir):
                 return _tokenize_splits(data)
     manifest = Manifest.load(path)

@@ -88,7 +88,11 @@ class Provenance:
         if not self.revision.startswith("sha256:"):
             return self.revision  # a commit on the Hub does not change
         if not Path(self.source).expanduser().exists():
-            logger.warning("%s no longer exists; using the stories downloaded from it earlier", self.source)
+            logger.warning(
+                "%s no longer exists; using the stories downloaded from it earlier; for other stories, "
+                "set --data.source",
+                self.source,
+            )
             return self.revision
         return local.content_hash(self.source)
 

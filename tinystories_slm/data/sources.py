@@ -11,11 +11,11 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
+from functools import cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -26,7 +26,13 @@ from tqdm import tqdm
 from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import hub, local
-from tinystories_slm.data.file_formats import READERS, read_parquet
+from tinystories_slm.data.file_formats import (
+    END_OF_TEXT,
+    read_archive,
+    read_file,
+    read_parquet,
+    reject_lines,
+)
 from tinystories_slm.data.provenance import BUILTIN, Provenance, raise_if_different
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory, directory_lock
@@ -72,18 +78,30 @@ def download_data(data: DataArgs) -> Path:
         The folder `raw`.
 
     Raises:
-        UserError: the source cannot be read, a split is empty, or the folder contains other stories.
+        UserError: the source cannot be read, a split is empty, or the folder contains other stories or the
+            source itself.
     """
     folder = data.data_dir / "raw"
     manifest = folder / "source.json"
+    check_data_dir(data)
     if not manifest.exists():
-        with directory_lock(data.data_dir):
+        with directory_lock(data.data_dir, option="data.data_dir"):
             if not manifest.exists():
                 _download(data, folder)
                 return folder
     raise_if_different(data.data_dir, RawManifest.load(manifest).differences(data))
     logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
+
+
+def check_data_dir(data: DataArgs) -> None:
+    """Check that a first download would not mix the files of `data.data_dir` with those of the source.
+
+    Raises:
+        UserError: the source is inside, above or equal to the folder.
+    """
+    if data.source != BUILTIN and not (data.data_dir / "raw" / "source.json").exists():
+        local.check_apart(data.source, "data.data_dir", data.data_dir)
 
 
 def iter_raw_stories(data_dir: Path, split: str) -> Iterator[str]:
@@ -112,11 +130,29 @@ def load_stories(
     splits = _open_splits(source, revision, text_column, max_stories)
     counts = _zero_counts(split)
     pairs = partial(_iter_splits, splits, counts, validation_split, validation_fraction, max_stories)
-    if split not in splits and not (split == "validation" and _needs_holdout(splits, validation_split)):
+    if split not in splits and not (split == "validation" and needs_holdout(splits, validation_split)):
         raise _missing_split_error(source, split, splits)
     if next(pairs(), None) is None:  # `datasets` cannot build an empty dataset
         raise _empty_split_error(source, split, validation_fraction)
     return _to_dataset(pairs)
+
+
+def open_stories(
+    source: str, *, text_column: str = "text", revision: str | None = None
+) -> dict[str, Callable[[], Iterator[str]]]:
+    """Return the splits of any source: name -> function that yields the stories, without blank ones.
+
+    No story is read before its function is called. `revision` is for Hub datasets only.
+
+    Raises:
+        UserError: the source does not exist or cannot be read.
+    """
+
+    def read_stories(name: str) -> Iterator[str]:
+        return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None))
+
+    splits = _open_splits(source, revision, text_column, None)
+    return {name: partial(read_stories, name) for name in splits}
 
 
 def resolve_revision(source: str, revision: str | None = None) -> str:
@@ -194,28 +230,40 @@ def _iter_splits(
     max_stories: int | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`."""
-    holdout = _needs_holdout(splits, validation_split)
+    holdout = needs_holdout(splits, validation_split)
     if "train" in counts or (holdout and "validation" in counts):
         dropped = counts["train" if "train" in counts else "validation"]
-        for story in islice(_drop_empty(splits["train"](), dropped), max_stories):
+        for story in islice(_iter_stories(splits["train"](), dropped), max_stories):
             split = "validation" if holdout and in_validation(story, fraction) else "train"
             if split in counts:
                 yield split, story
     for split in counts:
         if split != "train" and not (holdout and split == "validation"):
-            for story in _drop_empty(splits[split](), counts[split]):
+            for story in _iter_stories(splits[split](), counts[split]):
                 yield split, story
 
 
-def _drop_empty(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
-    """Yield `texts` without nulls and blank texts, and count the dropped ones in `counts`."""
+def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
+    """Yield `texts` without nulls and blank texts, and count the dropped ones in `counts`.
+
+    `<|endoftext|>` at an end of a text separates stories and is removed; within a text it is plain text.
+    """
     for text in texts:
         if text is None:
             counts["num_null_dropped"] += 1
-        elif not text.strip():
+            continue
+        story = _strip_separators(text) if END_OF_TEXT in text else text
+        if not story.strip():
             counts["num_empty_dropped"] += 1
         else:
-            yield text
+            yield story
+
+
+def _strip_separators(text: str) -> str:
+    """Remove each `<|endoftext|>` at the ends of `text`, with the white space around it."""
+    while (bare := text.strip()).startswith(END_OF_TEXT) or bare.endswith(END_OF_TEXT):
+        text = bare.removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT).strip()
+    return text
 
 
 def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
@@ -225,7 +273,8 @@ def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
     }
 
 
-def _needs_holdout(splits: Splits, validation_split: Literal["auto", "holdout"] | None) -> bool:
+def needs_holdout(splits: Collection[str], validation_split: Literal["auto", "holdout"] | None) -> bool:
+    """Whether the validation stories of a source with these splits are held out of its training split."""
     wanted = validation_split == "holdout" or (validation_split == "auto" and "validation" not in splits)
     return wanted and "train" in splits
 
@@ -259,13 +308,21 @@ def _open_splits(source: str, revision: str | None, text_column: str, max_storie
     """Return the splits of `source` without reading any story."""
     _check_revision(source, revision)
     if is_on_hub(source):
-        splits = hub.load_splits(source, hub.resolve_dataset_commit(source, revision), text_column)
-        return {name: partial(hub.iter_column, split, text_column) for name, split in splits.items()}
+        return _open_hub_splits(source, hub.resolve_dataset_commit(source, revision), text_column)
     if source == BUILTIN:
         return {"train": partial(grammar.generate_corpus, max_stories or BUILTIN_STORIES, seed=0)}
     return {
-        name: partial(_read_files, paths, text_column) for name, paths in local.files_by_split(source).items()
+        name: partial(_read_files, paths, source, text_column)
+        for name, paths in local.files_by_split(source).items()
     }
+
+
+def _open_hub_splits(source: str, commit: str, text_column: str) -> Splits:
+    """Return the splits of a Hub dataset; repositories of other formats are loaded by `datasets`."""
+    if files := hub.select_story_files(source, commit):
+        return {name: partial(_read_hub_files, source, commit, files, name, text_column) for name in files}
+    splits = hub.load_splits(source, commit, text_column)
+    return {name: partial(_read_hub_split, split, source, text_column) for name, split in splits.items()}
 
 
 def is_on_hub(source: str) -> bool:
@@ -285,9 +342,49 @@ def _check_revision(source: str, revision: str | None) -> None:
         )
 
 
-def _read_files(paths: list[Path], text_column: str) -> Iterator[str | None]:
-    """Yield the stories of all files in order."""
-    return chain.from_iterable(READERS[path.suffix.lower()](path, text_column) for path in paths)
+def _read_files(paths: Iterable[Path], source: str, text_column: str) -> Iterator[str | None]:
+    """Yield the stories of all files in order; each archive is read once."""
+    for archive, files in groupby(paths, key=local.archive_of):
+        if archive is None:
+            for path in files:
+                yield from _log_separators(read_file(path, text_column), source)
+        else:
+            members = {path.relative_to(archive).as_posix() for path in files}
+            yield from _log_separators(read_archive(archive, members, text_column), source)
+
+
+def _read_hub_files(
+    source: str, commit: str, files: dict[str, list[str]], split: str, text_column: str
+) -> Iterator[str | None]:
+    """Download the files of `split`, each when it is needed, and yield their stories.
+
+    The validation files come first. Offline, a cache without them would look like a source without them.
+    """
+    for file in files.get("validation", []):
+        hub.download_file(source, commit, file)
+    paths = (hub.download_file(source, commit, file) for file in files[split])
+    return _read_files(paths, source, text_column)
+
+
+def _read_hub_split(split: datasets.Dataset, source: str, text_column: str) -> Iterator[str | None]:
+    return _log_separators(reject_lines(hub.iter_column(split, text_column), source), source)
+
+
+def _log_separators(texts: Iterable[str | None], source: str) -> Iterator[str | None]:
+    """Yield `texts`; log once if a row begins or ends with `<|endoftext|>`, and once if it contains it."""
+    for text in texts:
+        if text is not None and END_OF_TEXT in text:
+            story = _strip_separators(text)
+            if story != text:
+                _log_separator_once(source, "at the end of a row separates stories and is removed")
+            if END_OF_TEXT in story:
+                _log_separator_once(source, "within a row is plain text; use one row for each story")
+        yield text
+
+
+@cache
+def _log_separator_once(source: str, message: str) -> None:
+    logger.warning("%s: %s %s", source, END_OF_TEXT, message)
 
 
 def _missing_split_error(source: str, split: str, splits: Splits) -> UserError:

@@ -6,13 +6,16 @@ this package, in transformers 4 and 5.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -26,8 +29,13 @@ from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha
 
 logger = logging.getLogger(__name__)
 
+PAD = "<|pad|>"
+"""Padding token of the vocabularies that are trained here; it occurs in no training sequence."""
 _BATCH_STORIES = 1000
 _COMPRESSION_SAMPLE = 1000
+# Training is quadratic in the length of a word: 0.007 s for 4,000 letters, 7 s for 100,000.
+_MAX_RUN_CHARS = 4096
+_RUN = re.compile(r"[^\W_]+|(?:[^\w\s]|_)+|\s+")  # no word of the byte-level BPE is longer than a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
     manifest = folder / "training.json"
     if not manifest.exists():
         download_data(data)
-        with directory_lock(data.data_dir):
+        with directory_lock(data.data_dir, option="data.data_dir"):
             if not manifest.exists():
                 _build_tokenizer(data, tokenizer, folder)
                 return folder
@@ -142,6 +150,54 @@ def encode_stories(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     return [encoding.ids for encoding in encodings]
 
 
+def count_lost_bytes(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], token_ids: Sequence[Sequence[int]]
+) -> list[int]:
+    """Return per text the UTF-8 bytes of the characters that its `token_ids` do not decode to.
+
+    0 if the text survives the round trip, apart from one blank that some tokenizers add before it. A text
+    that changes and keeps all of its characters counts as 1 byte.
+    """
+    decoded = tokenizer.backend_tokenizer.decode_batch(list(map(list, token_ids)), skip_special_tokens=False)
+    return [
+        0 if text in (found, found.removeprefix(" ")) else max(1, _bytes_missing(text, found))
+        for text, found in zip(texts, decoded, strict=True)
+    ]
+
+
+def _bytes_missing(text: str, found: str) -> int:
+    missing = Counter(text) - Counter(found)
+    return sum(count * len(character.encode("utf-8")) for character, count in missing.items())
+
+
+def add_start_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make `tokenizer` start each text with its eos token, as every text starts in training.
+
+    The post-processor adds it, as in Llama's tokenizer, so `tokenizer(text)` in any library starts right. Ids
+    without special tokens, as from `encode_stories`, do not change.
+    """
+    eos = tokenizer.eos_token
+    tokenizer.bos_token = eos
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[eos, "$A"],
+        pair=[eos, "$A", f"{eos}:1", "$B:1"],
+        special_tokens=[(eos, tokenizer.eos_token_id)],
+    )
+
+
+def prepare_for_export(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Replace a start token other than that of training, and set a missing unknown token.
+
+    Tokenizers that were prepared here need neither. Folders of commit 461afef may have both: the start token
+    of another model (`<s>`), and no unknown token, which converters such as CTranslate2's require.
+    """
+    eos = tokenizer.eos_token
+    tokenizer.unk_token = tokenizer.unk_token or eos
+    plain = tokenizer(eos, add_special_tokens=False).input_ids
+    if tokenizer(eos).input_ids not in (plain, [tokenizer.eos_token_id, *plain]):
+        add_start_token(tokenizer)
+
+
 def embedding_rows(tokenizer: PreTrainedTokenizerFast) -> int:
     """Number of rows of the embedding table: the highest id plus one; more than the size if ids have gaps."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
@@ -150,7 +206,9 @@ def embedding_rows(tokenizer: PreTrainedTokenizerFast) -> int:
 def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with at most `vocab_size` entries, id 0 for `<|endoftext|>`, and all bytes.
 
-    Training is deterministic. Memory grows only with the number of distinct words.
+    Training is deterministic. Memory grows only with the number of distinct words. A longer run of letters,
+    blanks or other characters counts as several words of 4,096 characters, so that time is linear in the
+    text. Ctrl-C raises KeyboardInterrupt at once.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -162,8 +220,71 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_iter_batches(stories), trainer)
+    words = chain.from_iterable(map(_cut_long_runs, stories))
+    _run_interruptibly(
+        lambda stop: bpe.train_from_iterator(takewhile(lambda _: not stop(), _iter_batches(words)), trainer)
+    )
     return bpe
+
+
+def _cut_long_runs(story: str) -> list[str]:
+    """Cut `story` so that no run of letters, blanks or other characters exceeds `_MAX_RUN_CHARS`."""
+    if len(story) <= _MAX_RUN_CHARS:
+        return [story]
+    cuts = [
+        cut
+        for run in _RUN.finditer(story)
+        for cut in range(run.start() + _MAX_RUN_CHARS, run.end(), _MAX_RUN_CHARS)
+    ]
+    return [story[start:end] for start, end in pairwise([0, *cuts, len(story)])]
+
+
+def _run_interruptibly(work: Callable[[Callable[[], bool]], object]) -> None:
+    """Run `work` in a thread and wait for it.
+
+    Python handles no signal while its main thread is in native code.
+    `work` receives a function that returns True after an interruption.
+    """
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(stop.is_set)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)  # with a timeout, so that Ctrl-C arrives on Windows as well
+    except BaseException:
+        stop.set()
+        thread.join(1)  # a thread that still needs the interpreter at its exit would abort the process
+        raise
+    if errors:
+        raise errors[0]
+
+
+def train_story_tokenizer(stories: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a BPE of at most `vocab_size` entries, with special tokens and start token.
+
+    The last entry is the padding token `<|pad|>`. It differs from the end token, because the collator of
+    transformers ignores labels that equal the padding token: a model fine-tuned with the end token as padding
+    forgets to end its texts.
+    """
+    has_pad = vocab_size > 257  # the end of text and 256 bytes fill 257 entries
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(stories, vocab_size - has_pad),
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,  # as in GPT-2: never used, but converters such as CTranslate2's require one
+        pad_token=PAD if has_pad else END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    add_start_token(tokenizer)
+    return tokenizer
 
 
 def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
@@ -173,18 +294,14 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
     if args.pretrained is not None:
         tokenizer = load_tokenizer(args.pretrained)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batched generation needs one
+        tokenizer.unk_token = tokenizer.unk_token or tokenizer.eos_token
+        add_start_token(tokenizer)
     else:
         total = raw.splits["train"]["num_stories"]
         num_stories = min(args.max_stories, total)
         sample = _stride_sample(iter_raw_stories(data.data_dir, "train"), total, num_stories)
         bar = tqdm(sample, desc="tokenizer", total=num_stories, unit=" stories", disable=None)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=train_bpe(bar, args.vocab_size),
-            bos_token=END_OF_TEXT,
-            eos_token=END_OF_TEXT,
-            pad_token=END_OF_TEXT,
-            clean_up_tokenization_spaces=False,
-        )
+        tokenizer = train_story_tokenizer(bar, args.vocab_size)
         if len(tokenizer) < args.vocab_size:
             logger.warning(
                 "the stories fill only %d of tokenizer.vocab_size (%d) entries; using the smaller vocabulary",
@@ -193,7 +310,16 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
             )
     tokenizer.model_max_length = data.seq_len
     sample_stories = list(islice(iter_raw_stories(data.data_dir, "validation"), _COMPRESSION_SAMPLE))
-    num_tokens = sum(map(len, encode_stories(tokenizer, sample_stories)))
+    sample_ids = encode_stories(tokenizer, sample_stories)
+    num_tokens = sum(map(len, sample_ids))
+    if any(lost := count_lost_bytes(tokenizer, sample_stories, sample_ids)):
+        logger.warning(
+            "the tokenizer loses %d bytes of %d in %d of %d validation stories; the model cannot learn them",
+            sum(lost),
+            sum(len(story.encode("utf-8")) for story in sample_stories),
+            sum(map(bool, lost)),
+            len(lost),
+        )
     with atomic_directory(folder) as unfinished:
         save_tokenizer(tokenizer, unfinished)
         TokenizerManifest(

@@ -13,6 +13,7 @@ from tinystories_slm.doctor.diagnostic import Diagnostic, DiagnosticCheck, run_c
 from tinystories_slm.doctor.model_check import check_model
 from tinystories_slm.hardware.device import training_device
 from tinystories_slm.hardware.malloc import tune_malloc
+from tinystories_slm.io.atomic import write_output
 
 __all__ = ["Diagnostic", "DoctorArgs", "ModelDoctorArgs", "doctor", "run_diagnostics"]
 
@@ -25,10 +26,10 @@ def doctor(args: DoctorArgs | ModelDoctorArgs) -> None:
         print(diagnostic, flush=True)
         diagnostics.append(diagnostic)
     num_problems = sum(diagnostic.verdict == "PROBLEM" for diagnostic in diagnostics)
-    print(f"{num_problems} problem{'' if num_problems == 1 else 's'}")
     if args.output is not None:
         result = {"problems": num_problems, "findings": [asdict(diagnostic) for diagnostic in diagnostics]}
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_output(args.output, json.dumps(result, indent=2) + "\n")
+    print(f"{num_problems} problem{'' if num_problems == 1 else 's'}")
     if num_problems:
         sys.exit(1)
 

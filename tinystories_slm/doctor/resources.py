@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetInfo, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.hub import TIMEOUT_S
+from tinystories_slm.data.hub import TIMEOUT_S, story_files_of
 from tinystories_slm.data.prepare import Manifest, ensure_prepared
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.data.sources import is_on_hub
@@ -19,6 +19,8 @@ from tinystories_slm.doctor.diagnostic import Diagnostic, describe_error
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import disk_bytes
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
+from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.retention import max_checkpoints
 from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
 
 # Interpreter and libraries, without tensors; measured with everything imported.
@@ -92,8 +94,12 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
 def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
     """Compare the largest size of the run directory with the free disk space."""
     model, train = config.model_config(vocab_size=vocab_size(config)), config.train
-    state = {"optimizer": train.optimizer, "averaged": train.ema_decay is not None}
-    needed = disk_bytes(model, keep_checkpoints=train.keep_checkpoints, **state)
+    state = {
+        "optimizer_bytes": optimizer_spec(train.optimizer).state_bytes(model),
+        "averaged": train.ema_decay is not None,
+    }
+    num_checkpoints = max_checkpoints(train, train.max_steps)
+    needed = disk_bytes(model, num_checkpoints=num_checkpoints, **state)
     free = free_disk(config.output_dir)
     text = (
         f"{config.output_dir} needs about {format_bytes(needed.run_folder)} "
@@ -103,9 +109,9 @@ def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
         yield Diagnostic("disk", "ok", text)
         return
     remedy = "free some space, or --output_dir on another disk"
-    fewer = disk_bytes(model, keep_checkpoints=1, **state).run_folder
-    if train.keep_checkpoints > 1 and fewer <= free:
-        remedy += ", or --train.keep_checkpoints 1"
+    fewer = disk_bytes(model, num_checkpoints=1, **state).run_folder
+    if num_checkpoints > 1 and fewer <= free:
+        remedy += ", or --train.keep_checkpoints 1 --train.retention newest"
     yield Diagnostic("disk", "PROBLEM", text, remedy)
 
 
@@ -164,7 +170,7 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
             f"{source} is not downloaded, and the Hub is not reachable ({describe_error(error)})",
             "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
         )
-    size = sum(file.size or 0 for file in info.siblings or [])
+    size = _bytes_to_read(config, info)
     needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
     text = (
         f"{source} is on the Hub ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
@@ -173,6 +179,14 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
     if needed > free:
         return Diagnostic("data", "PROBLEM", text, "free some space, or --data.data_dir on another disk")
     return Diagnostic("data", "ok", text)
+
+
+def _bytes_to_read(config: RunConfig, info: DatasetInfo) -> int:
+    """Return the bytes of the files that a run reads; of all files where `datasets` selects them."""
+    splits = story_files_of(info)
+    wanted = ("train",) if config.data.validation_split == "holdout" else ("train", "validation")
+    names = {name for split in wanted for name in splits.get(split, ())}
+    return sum(file.size or 0 for file in info.siblings or [] if not splits or file.rfilename in names)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -4,25 +4,31 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
-from tinystories_slm.config import DataArgs, load_config
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.sources import is_on_hub, load_stories, resolve_revision
-from tinystories_slm.data.tokenizer import encode_stories
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import resolve_revision
+from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.evaluation.selection import StorySelection, select_stories
+from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
+from tinystories_slm.evaluation.training_data import read_training_data
+from tinystories_slm.io.atomic import write_output
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.text_boundaries import text_boundaries
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = (
-    "each story separately as <|endoftext|> + ids + <|endoftext|>; every token after the first scored once; "
-    "stories longer than the context in windows that overlap by half; float32; sums, divided once"
+    "each story separately, between the model's start and end tokens; every token after the start scored "
+    "once; stories longer than the context in windows that overlap by half; float32; sums, divided once"
 )
 
 
@@ -32,6 +38,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     Raises:
         UserError: the model, the data or the split cannot be found or read.
     """
+    tasks = parse_task_names(args.tasks, "tasks")
     model, tokenizer = load_model_folder(
         args.model,
         revision=args.model_revision,
@@ -42,50 +49,48 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         "evaluate model %s on %s, data %s (split %s)", args.model, model.device, args.data, args.split
     )
     revision = resolve_revision(args.data, args.revision)
-    validation_split, validation_fraction = _holdout_of_run(args)
-    dataset = load_stories(
-        args.data,
-        args.split,
-        text_column=args.text_column,
-        revision=revision if is_on_hub(args.data) else None,
-        validation_split=validation_split if args.split == "validation" else None,
-        validation_fraction=validation_fraction,
-    )
-    texts = dataset[: args.max_stories]["text"] if args.max_stories else dataset["text"][:]
+    selection = select_stories(args, revision, read_training_data(args.model, model.config))
+    _log_training_stories(args.model, selection)
     result = score_texts(
         model,
         tokenizer,
-        texts,
+        selection.texts,
         batch_size=args.batch_size,
-        is_builtin_corpus=args.data == "builtin",
+        is_builtin_corpus=args.data == BUILTIN,
         progress=True,
     )
     result |= {
         "model": args.model,
-        "model_revision": args.model_revision,
+        "model_revision": getattr(model.config, "_commit_hash", None) or args.model_revision,
+        "weights_sha256": weights_sha256(Path(args.model).expanduser()),
         "data": args.data,
         "revision": revision,
-        "split": args.split,
+        **selection.record(),
         "protocol": PROTOCOL,
     }
-    print(format_scores(result))
+    task_results = run_tasks(tasks, EvalContext(model=model, tokenizer=tokenizer))
+    if task_results:
+        result["tasks"] = [asdict(task_result) for task_result in task_results]
     if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_scores(result, args.output)
         logger.info("wrote the scores to %s", args.output)
+    print("\n".join([format_scores(result), *map(str, task_results)]))
     return result
 
 
-def _holdout_of_run(args: EvaluateArgs) -> tuple[Literal["auto", "holdout"], float]:
-    """Return the validation split and fraction of the options, else of the run that trained the model.
+def write_scores(scores: dict[str, Any], path: Path) -> None:
+    """Write the scores as JSON; `path` is complete or as it was, even if the program is killed."""
+    write_output(path, json.dumps(scores, indent=2) + "\n")
 
-    With another fraction than in that run, training stories would be scored as validation.
-    """
-    run_config = Path(args.model).parent / "config.yaml"
-    data = load_config(run_config).data if run_config.is_file() else DataArgs()
-    return (
-        args.validation_split or data.validation_split,
-        args.validation_fraction or data.validation_fraction,
-    )
+
+def _log_training_stories(model: str, selection: StorySelection) -> None:
+    if selection.num_training_stories is None:
+        logger.info("%s has no record of its training data, which may include these stories", model)
+    elif selection.num_training_stories:
+        logger.warning(
+            "%s was trained on %s of the %s stories: these are not scores of held-out text",
+            model, f"{selection.num_training_stories:,}", f"{len(selection.texts):,}",
+        )  # fmt: skip
 
 
 def score_texts(
@@ -101,12 +106,15 @@ def score_texts(
 
     With `is_builtin_corpus` (texts of the built-in corpus) the scores include `entropy` and
     `entropy_bits_per_byte`: the negative log-probability of the same texts under the grammar. No model can
-    score below it on average.
+    score below it on average. If the tokenizer loses text, `lost_bytes` and `num_lossy_stories` replace
+    `bits_per_byte`.
     """
+    boundaries, ids = text_boundaries(model, tokenizer), encode_stories(tokenizer, texts)
     scores = score_stories(
         model,
-        encode_stories(tokenizer, texts),
-        eos_token_id=tokenizer.eos_token_id,
+        ids,
+        eos_token_id=boundaries.end_id,
+        start_ids=boundaries.context_ids,
         batch_size=batch_size,
         progress=progress,
     )
@@ -116,6 +124,9 @@ def score_texts(
         nats=scores.nats, num_correct=scores.num_correct, num_tokens=scores.num_tokens, num_bytes=num_bytes
     )
     result = metric.compute()
+    if any(lost_bytes := count_lost_bytes(tokenizer, texts, ids)):
+        del result["bits_per_byte"]  # the model has not seen these bytes
+        result |= {"lost_bytes": sum(lost_bytes), "num_lossy_stories": sum(map(bool, lost_bytes))}
     if is_builtin_corpus:
         nats = -math.fsum(grammar.log_prob(text) for text in texts)
         result["entropy"] = nats / result["num_tokens"]
@@ -132,10 +143,32 @@ def format_scores(scores: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"loss           {scores['loss']:.4f} nats per token{entropy}",
-            f"bits per byte  {scores['bits_per_byte']:.4f}{entropy_bits}",
+            f"bits per byte  {_format_bits_per_byte(scores)}{entropy_bits}",
             f"perplexity     {scores['perplexity']:.3f}",
             f"accuracy       {scores['accuracy']:.1%} of next tokens",
-            f"scored         {scores['num_stories']:,} stories, {scores['num_tokens']:,} tokens, "
+            f"scored         {_format_num_stories(scores)}, {scores['num_tokens']:,} tokens, "
             f"{scores['num_bytes']:,} bytes",
         ]
+    )
+
+
+def _format_num_stories(scores: dict[str, Any]) -> str:
+    """Return how many stories were scored, of how many, and how many of them the model was trained on."""
+    if "num_split_stories" not in scores:  # of an earlier version
+        return f"{scores['num_stories']:,} stories"
+    text = f"{scores['num_stories']:,} of {scores['num_split_stories']:,} stories"
+    if scores["num_source_stories"] > scores["num_split_stories"]:
+        text += f" held out of {scores['num_source_stories']:,}"
+    if scores["num_training_stories"]:
+        text += f" ({scores['num_training_stories']:,} trained on)"
+    return text
+
+
+def _format_bits_per_byte(scores: dict[str, Any]) -> str:
+    if "bits_per_byte" in scores:
+        return f"{scores['bits_per_byte']:.4f}"
+    share = scores["lost_bytes"] / scores["num_bytes"]
+    return (
+        f"undefined: the tokenizer loses {share:.1%} of the bytes, in {scores['num_lossy_stories']:,} of "
+        f"{scores['num_stories']:,} stories"
     )

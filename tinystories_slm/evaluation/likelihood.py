@@ -1,10 +1,10 @@
 """Likelihood of stories under a causal language model: each token is scored once, and sums are divided once.
 
-The protocol applies to any model and tokenizer. Each story is scored separately as `<|endoftext|> + ids +
-<|endoftext|>`, and every token after the first is predicted once. A story longer than the model's context is
-split into windows that overlap by half, so that each later token has at least half a context before it.
-Losses are in nats. Sums are kept in float64 and divided once, so neither the batch size nor the order of the
-stories matters.
+The protocol applies to any model and tokenizer. Each story is scored separately, between the start and end
+tokens of the model (`text_boundaries`), and every token after the start is predicted once. A story longer
+than the model's context is split into windows that overlap by half, so that each later token has at least
+half a context before it. Losses are in nats. Sums are kept in float64 and divided once, so neither the batch
+size nor the order of the stories matters.
 """
 
 import math
@@ -28,7 +28,7 @@ class StoryScores:
     num_correct: np.ndarray
     """Number of tokens that equal the argmax of the model, int64."""
     num_tokens: np.ndarray
-    """Number of predicted tokens, including the final `<|endoftext|>`, int64."""
+    """Number of predicted tokens, including the end token, int64."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,22 @@ def score_stories(
     stories: Sequence[Sequence[int]],
     *,
     eos_token_id: int,
+    start_ids: Sequence[int] = (),
     batch_size: int,
     autocast: AbstractContextManager | None = None,
     progress: bool = False,
 ) -> StoryScores:
-    """Score sequences of token ids (without end token) by the protocol of this module.
+    """Score sequences of token ids (without start and end token) by the protocol of this module.
 
-    The model runs in evaluation mode and is then reset to its previous mode. `autocast` is a context manager
-    for forward passes in lower precision.
+    `eos_token_id` ends each story, and precedes it if there are no `start_ids`. The model runs in evaluation
+    mode and is then reset to its previous mode. `autocast` is a context manager for forward passes in lower
+    precision.
     """
     context = getattr(model.config, "max_position_embeddings", None) or max(map(len, stories)) + 1
     windows = [
         window
         for i, ids in enumerate(stories)
-        for window in _split_into_windows(i, ids, eos_token_id, context)
+        for window in _split_into_windows(i, ids, list(start_ids) or [eos_token_id], eos_token_id, context)
     ]
     # Sorting by length minimizes padding; with the longest first, a lack of memory shows immediately.
     windows.sort(key=lambda window: len(window.token_ids), reverse=True)
@@ -86,7 +88,8 @@ def score_stories(
     model.eval()
     with (
         autocast or nullcontext(),
-        tqdm(total=len(windows), desc="score", unit="window", disable=not progress) as bar,
+        # None: only on a terminal, because a log file would fill with carriage returns.
+        tqdm(total=len(windows), desc="score", unit="window", disable=None if progress else True) as bar,
     ):
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
@@ -100,15 +103,15 @@ def score_stories(
 
 
 def _split_into_windows(
-    story: int, token_ids: Sequence[int], eos_token_id: int, context: int
+    story: int, token_ids: Sequence[int], start_ids: Sequence[int], eos_token_id: int, context: int
 ) -> list[_ScoringWindow]:
     """Split a story into one window, or into several that overlap by half if it exceeds the context.
 
     The model reads the first n - 1 tokens of a window of n, so a window may have context + 1 tokens.
     """
-    tokens = [eos_token_id, *token_ids, eos_token_id]
+    tokens = [*start_ids, *token_ids, eos_token_id]
     windows = []
-    scored_to = 1  # the first token is not predicted
+    scored_to = len(start_ids)  # the start is not predicted
     start = 0
     while scored_to < len(tokens):
         end = min(start + context + 1, len(tokens))

@@ -66,6 +66,8 @@ def export_gguf(
     _check_activation(native)
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[native.config.model_type]])
     _add_architecture(writer, native, quantization)
+    if data := getattr(native.config, "training_data", None):
+        writer.add_string("tinystories_slm.training_data", json.dumps(data))
     _add_vocabulary(writer, tokenizer, native.config.vocab_size)
     _add_sampling(writer, default_generation_config(model, tokenizer))
     rounded = _add_weights(writer, native, _TYPES[quantization][0])
@@ -85,6 +87,7 @@ def export_gguf(
     exported = AutoModelForCausalLM.from_pretrained(folder, **kwargs).eval()
     rounded_model = native_model(model.float())
     rounded_model.load_state_dict(rounded, strict=False)  # the file does not contain a tied head
+    rounded_model.generation_config = exported.generation_config
     return [
         require_equal(
             compare(f"gguf {quantization}, with rounded weights", rounded_model, exported, tokenizer)
@@ -167,13 +170,12 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     writer.add_token_types([types[id_] for id_ in range(vocab_size)])
     writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_bos_token_id(
-        tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    )
+    writer.add_bos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(
         tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     )
-    # In training an end token precedes each story, so llama.cpp should add one before each prompt.
+    # llama.cpp adds the start token of this file before each prompt; it does not read the template of
+    # tokenizer.json, so no prompt gets two.
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
 

@@ -116,7 +116,9 @@ def _shared_kwargs(config: TinyStoriesConfig) -> dict[str, object]:
         "eos_token_id",
         "pad_token_id",
     )
-    return {name: getattr(config, name) for name in names}
+    shared = {name: getattr(config, name) for name in names}
+    records = ("training_data", "training_step")  # what the weights come from; see `evaluation.training_data`
+    return shared | {name: getattr(config, name) for name in records if hasattr(config, name)}
 
 
 def _gpt2_weights(model: TinyStoriesForCausalLM) -> dict[str, Tensor]:

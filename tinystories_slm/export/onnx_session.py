@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.export.checks import (
     EquivalenceCheck,
@@ -64,13 +64,14 @@ class OnnxSession:
             chunks.append(logits)
         return np.concatenate(chunks, axis=1)
 
-    def greedy_ids(self, prompt: list[int], length: int, stop_token_id: int | None) -> list[int]:
+    def greedy_ids(self, prompt: list[int], length: int, defaults: GenerationConfig) -> list[int]:
         """Return `prompt` and its greedy continuation, as `checks.greedy_ids` does."""
         ids = prompt[: length - 1]
         logits, cache = self(np.array([ids]), np.ones((1, len(ids)), np.int64))
         while True:
+            logits[..., defaults.suppress_tokens or []] = -np.inf
             ids = [*ids, int(logits[0, -1].argmax())]
-            if ids[-1] == stop_token_id or len(ids) == length:
+            if ids[-1] == defaults.eos_token_id or len(ids) == length:
                 return ids
             logits, cache = self(np.array([ids[-1:]]), np.ones((1, len(ids)), np.int64), cache)
 
@@ -90,7 +91,7 @@ def compare_float32(
     ids = ids.numpy()
     one_pass, _ = session(ids, np.ones_like(ids))
 
-    prompt, stop_token_id = encode_default_prompt(tokenizer), model.generation_config.eos_token_id
+    prompt, defaults = encode_default_prompt(tokenizer), model.generation_config
     length = ids.shape[1]
     padding = length // 4
     mask = np.ones_like(ids)
@@ -107,7 +108,7 @@ def compare_float32(
         name="onnx, float32",
         file=f"{path.parent.name}/{path.name}",
         max_difference=float(difference),
-        greedy_match=session.greedy_ids(prompt, length, stop_token_id) == greedy_ids(model, prompt, length),
+        greedy_match=session.greedy_ids(prompt, length, defaults) == greedy_ids(model, prompt, length),
     )
     if not check.max_difference <= MAX_DIFFERENCE or not check.greedy_match:
         raise ExportError(f"{check}; the difference must be at most {MAX_DIFFERENCE} and the story the same")
@@ -130,6 +131,6 @@ def compare_int8(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokeni
         name="onnx, int8",
         file=f"{path.parent.name}/{path.name}",
         max_difference=float(np.abs(actual - expected).max()),
-        greedy_match=session.greedy_ids(prompt, context, model.generation_config.eos_token_id) == story,
+        greedy_match=session.greedy_ids(prompt, context, model.generation_config) == story,
         token_agreement=float((actual.argmax(axis=-1) == expected.argmax(axis=-1)).mean()),
     )

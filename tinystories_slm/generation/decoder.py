@@ -7,6 +7,7 @@ Shapes: N active sequences, C hidden size, H heads, K key-value heads, D head_di
 S cache positions, V vocabulary size.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -113,14 +114,13 @@ class Decoder:
     ) -> None:
         self.model, self.config, self.dtype = model, model.config, model.dtype
         config, device, inner = model.config, model.device, model.model
-        self.is_llama = config.family == "llama"
         capacity = -(-capacity // kernels.LANES) * kernels.LANES
         self.embedding, self.head = inner.embed_tokens.weight, model.lm_head.weight
-        self.position_embedding = None if self.is_llama else inner.embed_positions.weight
+        self.position_embedding = None if config.has_rope else inner.embed_positions.weight
         self.norm, self.norm_bias = _norm_weights(inner.norm)
         self.activation = inner.layers[0].mlp.act_fn
         self.cos = self.sin = None
-        if self.is_llama:
+        if config.has_rope:
             positions = torch.arange(capacity, device=device)[None]
             self.cos, self.sin = (table[0] for table in rope_cos_sin(config, positions, torch.float32))
         self.kernels = kernels.load_kernels(self.dtype) if backend == "cpu" else None
@@ -133,7 +133,9 @@ class Decoder:
         attention, mlp = layer.self_attn, layer.mlp
         qkv, qkv_bias = _concat_linears(attention.q_proj, attention.k_proj, attention.v_proj)
         up, up_bias = (
-            _concat_linears(mlp.gate_proj, mlp.up_proj) if self.is_llama else _concat_linears(mlp.up_proj)
+            _concat_linears(mlp.gate_proj, mlp.up_proj)
+            if self.config.has_gated_mlp
+            else _concat_linears(mlp.up_proj)
         )
         out, out_bias = _concat_linears(attention.o_proj)
         down, down_bias = _concat_linears(mlp.down_proj)
@@ -169,7 +171,7 @@ class Decoder:
         )  # fmt: skip
         self._model_struct = kernels.Model(
             len(self.layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
-            config.head_dim, config.intermediate_size, config.vocab_size, capacity, self.is_llama,
+            config.head_dim, config.intermediate_size, config.vocab_size, capacity, config.has_rope,
             torch.get_num_threads(), config.norm_eps,
             *map(data_ptr, tensors), self._layer_structs,
         )  # fmt: skip
@@ -237,7 +239,7 @@ class Decoder:
         return F.linear(self._normalize(x, self.norm, self.norm_bias), self.head).float()
 
     def _normalize(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.is_llama:
+        if self.config.has_rms_norm:
             x = F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
         else:
             x = F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
@@ -260,7 +262,7 @@ class Decoder:
         return out
 
     def _activate(self, inner: Tensor) -> Tensor:
-        if self.is_llama:
+        if self.config.has_gated_mlp:
             gate, inner = inner.chunk(2, dim=-1)
             return self.activation(gate) * inner
         return self.activation(inner)
@@ -314,6 +316,7 @@ def decode(
     stop_ids: Sequence[int],
     batch_size: int,
     backend: Backend,
+    suppressed_ids: Sequence[int] = (),
     on_token: Callable[[int], None] | None = None,
     **model_kwargs: object,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -330,6 +333,7 @@ def decode(
         stop_ids: token ids that end a sequence.
         batch_size: number of slots, the sequences that are decoded at the same time.
         backend: `torch` or `cpu`.
+        suppressed_ids: token ids that are never sampled.
         on_token: called with each new token id.
         model_kwargs: `attention_mask` (requests, T) marks the padding; the rest is ignored.
     """
@@ -350,6 +354,8 @@ def decode(
                     for index in indices
                 ]
                 logits = torch.cat([logits, batch.admit(admitted)])
+            if suppressed_ids:
+                logits[:, suppressed_ids] = -math.inf
             tokens = batch.sample(logits)
         if on_token is not None:
             for token in tokens:

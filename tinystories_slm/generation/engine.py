@@ -11,6 +11,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SuppressTokensLogitsProcessor,
     TextIteratorStreamer,
 )
 
@@ -22,9 +23,9 @@ from tinystories_slm.generation.request import (
     GenerationResult,
     make_result,
     prepare_requests,
-    stop_token_ids,
 )
 from tinystories_slm.generation.sampling import logits_processors
+from tinystories_slm.text_boundaries import stop_token_ids, suppressed_token_ids
 
 
 def generate_texts(
@@ -126,6 +127,8 @@ def run_hf(
     prompts = _left_pad(model, tokenizer, batch, stop_ids)
     longest = prompts["input_ids"].shape[1]
     processors = logits_processors(sampling, [request.seed for request in batch], longest)
+    if suppressed_ids := suppressed_token_ids(model, tokenizer):
+        processors.insert(0, SuppressTokensLogitsProcessor(suppressed_ids, device=model.device))
     config = _generation_config(tokenizer, stop_ids, batch[0].max_new_tokens)
     with _evaluation_mode(model, config), torch.no_grad():
         output_ids = model.generate(**prompts, logits_processor=processors, **options)
@@ -187,6 +190,7 @@ def run_decoder(
         new_token_limits=[request.max_new_tokens for request in requests],
         sampling=sampling,
         stop_ids=stop_ids,
+        suppressed_ids=suppressed_token_ids(model, tokenizer),
         batch_size=batch_size,
         backend=backend,
         on_token=on_token,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation.sentences import end_of_last_sentence
-from tinystories_slm.model import TinyStoriesConfig
+from tinystories_slm.text_boundaries import TextBoundaries, text_boundaries
 
 FinishReason = Literal["stop", "length"]
 """stop: the model generated a stop token; length: the request reached its `max_new_tokens`."""
@@ -51,12 +51,16 @@ def prepare_requests(
     """Tokenize each prompt and limit its new tokens to the rest of the model's context.
 
     Raises:
-        UserError: a prompt fills the model's context.
+        UserError: a prompt fills the model's context or is not valid Unicode.
     """
-    context = context_length(model)
+    context, boundaries = context_length(model), text_boundaries(model, tokenizer)
     requests = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        ids = prompt_token_ids(model, tokenizer, prompt)
+        if any("\ud800" <= char <= "\udfff" for char in prompt):
+            raise UserError(
+                f"the prompt {prompt[:40]!r} holds half a surrogate pair, which is no character; correct it"
+            )
+        ids = _with_start(boundaries, tokenizer, prompt)
         room = sampling.max_new_tokens if context is None else context - len(ids)
         if room < 1:
             start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
@@ -74,32 +78,18 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def prompt_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of `prompt` with the model's start token; never empty.
+    """Return the token ids of `prompt` with the model's start token; never empty."""
+    return _with_start(text_boundaries(model, tokenizer), tokenizer, prompt)
 
-    Models trained here see the end-of-text token before each document. For other models the tokenizer adds
-    the start token. The exception is a tokenizer with one token for start and end, such as GPT-2's
-    `<|endoftext|>`: the token separates documents, and the tokenizer does not add it.
-    """
-    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    is_own_model = model.config.model_type == TinyStoriesConfig.model_type
+
+def _with_start(boundaries: TextBoundaries, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Encode `prompt` after the start token, which is not added to a prompt that begins with it."""
     # verbose=False: `prepare_requests` raises an error where the tokenizer would warn of a long text.
-    ids = tokenizer(prompt, add_special_tokens=not is_own_model, verbose=False).input_ids
-    if prompt and len(ids) > 1 and ids[-1] == eos and not is_own_model:
-        ids = ids[:-1]  # some tokenizers append the end token to every text
-    separator = eos if is_own_model or bos == eos else None
-    if separator is not None and ids[:1] != [separator]:
-        ids = [separator, *ids]
-    return ids or [bos if bos is not None else eos]
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a text: the tokenizer's, then those of the model's `generation_config`."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is None:
-        configured = []
-    elif isinstance(configured, int):
-        configured = [configured]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *configured]))
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    start = boundaries.start_ids
+    if ids[: len(start)] != start:
+        ids = [*start, *ids]
+    return ids or boundaries.context_ids
 
 
 def make_result(

@@ -22,9 +22,9 @@ from tinystories_slm.generation.request import (
     GenerationRequest,
     GenerationResult,
     make_result,
-    stop_token_ids,
 )
 from tinystories_slm.generation.sentences import end_of_last_sentence
+from tinystories_slm.text_boundaries import stop_token_ids
 
 
 class TextStream:

@@ -9,13 +9,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.evaluation.evaluate import PROTOCOL
+from tinystories_slm.evaluation.selection import WHOLE
+from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.hub.markdown import escape_code, escape_markdown, quote_markdown
 from tinystories_slm.hub.published_run import PublishedRun
+from tinystories_slm.io.atomic import write_text
+from tinystories_slm.model_folder import weights_sha256
 from tinystories_slm.resources import resource_path
+from tinystories_slm.runs.records import validation_metrics
 from tinystories_slm.runs.run_dir import RunDir
 
 # Only licenses that are certain; for other datasets their own page states the license.
@@ -72,8 +78,25 @@ def write_card(run_dir: Path) -> Path:
         UserError: best/ does not hold a model, or a file of the run is damaged.
     """
     path = RunDir(run_dir).best / "README.md"
-    path.write_text(render_card(PublishedRun.load(run_dir), CardTarget()), encoding="utf-8")
+    write_text(path, render_card(PublishedRun.load(run_dir), CardTarget()))
     return path
+
+
+def is_card_current(run_dir: Path) -> bool:
+    """Whether `best/README.md` has the weights, the metrics and the stories of the run as they are now.
+
+    What people added to it does not matter.
+
+    Raises:
+        UserError: as `write_card`.
+    """
+    path = RunDir(run_dir).best / "README.md"
+    if not path.is_file():
+        return False
+    run, card = PublishedRun.load(run_dir), path.read_text(encoding="utf-8", errors="replace")
+    stories = [_format_story(line)["text"] for line in _card_stories(run)]
+    values = [f"| {label} | {value} |" for label, value in _metric_rows(run.evaluation)]
+    return all(fact in card for fact in (str(weights_sha256(run.files.best)), *values, *stories))
 
 
 def render_card(run: PublishedRun, target: CardTarget) -> str:
@@ -90,11 +113,12 @@ def render_card(run: PublishedRun, target: CardTarget) -> str:
         "tested_transformers": ", ".join(TESTED_TRANSFORMERS),
         "recipe": _recipe(run),
         "metric_rows": _metric_rows(run.evaluation),
-        "stories": [_format_story(line) for line in run.stories if "story" in line][:_MAX_STORIES],
+        "stories": [_format_story(line) for line in _card_stories(run)],
         "hardware": _hardware(run),
         "base_model": run.base_model,
         **_usage_facts(target),
-        **_architecture_facts(run),
+        **_architecture_facts(run, has_weights_of_best=target.custom),
+        **_prompt_facts(run.files.best),
         **_data_facts(run),
         **_eval_facts(run),
     }
@@ -154,7 +178,24 @@ def _usage_facts(target: CardTarget) -> dict[str, Any]:
     }
 
 
-def _architecture_facts(run: PublishedRun) -> dict[str, Any]:
+def _prompt_facts(best: Path) -> dict[str, Any]:
+    """Return the arguments that tokenize a prompt as training began texts, in every form of the model.
+
+    The tokenizers of commit 461afef do not add the start token, or add another one.
+    """
+    tokenizer = Tokenizer.from_file(str(best / "tokenizer.json"))
+    eos = json.loads((best / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+    eos = eos["content"] if isinstance(eos, dict) else eos  # transformers 4 may write an object
+    adds_start = tokenizer.encode("").ids == [tokenizer.token_to_id(eos)]
+    prompt = DEFAULT_PROMPT if adds_start else eos + DEFAULT_PROMPT
+    return {
+        "prompt_arguments": json.dumps(prompt) + ("" if adds_start else ", add_special_tokens=False"),
+        "start_token": escape_code(eos),
+        "adds_start": adds_start,
+    }
+
+
+def _architecture_facts(run: PublishedRun, *, has_weights_of_best: bool) -> dict[str, Any]:
     config = json.loads((run.files.best / "config.json").read_text(encoding="utf-8"))
     llama = "Qwen3" if config.get("qk_norm") else "Llama"
     return {
@@ -164,6 +205,8 @@ def _architecture_facts(run: PublishedRun) -> dict[str, Any]:
         "num_heads": config["num_attention_heads"],
         "context": config["max_position_embeddings"],
         "vocab_size": f"{config['vocab_size']:,}",
+        "weights_sha256": weights_sha256(run.files.best) if has_weights_of_best else None,
+        "training_step": None if (step := run.files.read_best_step()) is None else f"{step:,}",
         "architecture": {"gpt2": "GPT-2", "llama": llama}.get(config.get("family", "")),
     }
 
@@ -195,7 +238,7 @@ def _recipe(run: PublishedRun) -> list[tuple[str, str]]:
     precision = run.environment.get(
         "mixed_precision", run.config.train.mixed_precision if run.config else None
     )
-    last, best = _last_metrics(run), _best_metrics(run)
+    last, best = _last_metrics(run), validation_metrics(run.metrics, run.files.read_best_step())
     steps = f"{last['step']:,}" if "step" in last else None
     if steps and run.config and run.config.train.max_steps != last["step"]:
         steps += f" of {run.config.train.max_steps:,}"
@@ -204,7 +247,7 @@ def _recipe(run: PublishedRun) -> list[tuple[str, str]]:
         "training tokens": f"{last['tokens']:,}" if "tokens" in last else None,
         "mixed precision": None if precision == "auto" else precision,
         "seed": run.config.train.seed if run.config else None,
-        "best model": f"step {best['step']:,}, validation loss {best['val/loss']:.4f}" if best else None,
+        "best model": _format_best(best) if best else None,
     }
     return [(name, escape_markdown(str(value))) for name, value in rows.items() if value is not None]
 
@@ -237,11 +280,12 @@ def _eval_facts(run: PublishedRun) -> dict[str, Any]:
     evaluation, facts = run.evaluation, {}
     source, revision = _eval_source(run)
     if source is not None:
-        split = escape_markdown(str(evaluation.get("split", "validation")))
+        split = str(evaluation.get("split", "validation"))
+        stories = "all stories" if split == WHOLE else f"the {escape_markdown(split)} stories"
         at = f" (revision `{escape_code(revision)}`)" if revision else ""
-        facts["evaluated_on"] = (
-            f"the {split} stories of {_source_link(source, on_hub=_is_commit(revision))}{at}"
-        )
+        facts["evaluated_on"] = f"{stories} of {_source_link(source, on_hub=_is_commit(revision))}{at}"
+        if trained := evaluation.get("num_training_stories"):
+            facts["evaluated_on"] += f", {trained:,} of which the model was trained on"
     if all(_is_number(evaluation.get(name)) for name in ("num_stories", "num_tokens", "num_bytes")):
         facts |= {name: f"{evaluation[name]:,}" for name in ("num_stories", "num_tokens", "num_bytes")}
     if all(_is_number(evaluation.get(name)) for name in ("entropy", "entropy_bits_per_byte")):
@@ -294,10 +338,14 @@ def _last_metrics(run: PublishedRun) -> dict[str, Any]:
     return run.metrics[-1] if run.metrics else {}
 
 
-def _best_metrics(run: PublishedRun) -> dict[str, Any] | None:
-    """Return the line of metrics.jsonl with the lowest validation loss, which is the model in best/."""
-    evaluated = [line for line in run.metrics if _is_number(line.get("val/loss")) and "step" in line]
-    return min(evaluated, key=lambda line: line["val/loss"], default=None)
+def _format_best(line: Mapping[str, Any]) -> str:
+    text = f"step {line['step']:,}, validation loss {line['val/loss']:.4f}"
+    stories = line.get("val/num_stories")
+    return text if stories is None else f"{text} of {stories:,} stories"
+
+
+def _card_stories(run: PublishedRun) -> list[dict[str, Any]]:
+    return [line for line in run.stories if "story" in line][:_MAX_STORIES]
 
 
 def _source_link(source: str, *, on_hub: bool) -> str:

@@ -1,5 +1,6 @@
 """Load a run for publication: the contents of its files, without paths of this machine."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from tinystories_slm.config import DataArgs, ModelArgs, RunConfig, TokenizerArgs
 from tinystories_slm.data.provenance import BUILTIN
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.run_dir import RunDir, read_json_object
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ABSOLUTE_PATH = re.compile(r"[/~]|\.{1,2}(/|$)|[A-Za-z]:[\\/]|file:")
@@ -50,17 +53,21 @@ class PublishedRun:
         config = files.load_config()
         manifest = read_json_object(files.manifest)
         evaluation = files.read_evaluation()
+        if not files.records_of([files.best], [evaluation]):
+            logger.warning(
+                "%s is omitted: its weights are not those in best/; evaluate again with --output %s",
+                files.evaluation, files.evaluation,
+            )  # fmt: skip
+            evaluation = {}
         is_local = _is_local_revision(manifest)
         return cls(
             files=files,
             config=config and _redact_config(config, source_is_local=is_local),
             manifest=redact_paths(manifest, source_is_local=is_local),
-            evaluation=redact_paths(evaluation, source_is_local=_is_local_revision(evaluation))
-            if _is_from_best(evaluation)
-            else {},
+            evaluation=redact_paths(evaluation, source_is_local=_is_local_revision(evaluation)),
             environment=redact_paths(files.read_environment()),
             metrics=files.read_metrics(),
-            stories=[redact_paths(line) for line in files.read_stories() if _is_from_best(line)],
+            stories=[redact_paths(line) for line in files.records_of([files.best], files.read_stories())],
         )
 
     @property
@@ -128,8 +135,3 @@ def _is_hub_id(value: str) -> bool:
 def _is_local_revision(values: dict[str, Any]) -> bool:
     """Whether the recorded revision is the checksum of local files, not a commit of the Hub."""
     return str(values.get("revision", "")).startswith("sha256:")
-
-
-def _is_from_best(values: dict[str, Any]) -> bool:
-    """Whether metrics or a story belong to the model in best/, as they do if they name no model."""
-    return Path(str(values.get("model", "best"))).name == "best"

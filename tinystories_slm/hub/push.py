@@ -2,11 +2,11 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,14 +16,17 @@ from huggingface_hub.hf_api import RepoFile
 
 from tinystories_slm.config.command_args import PushArgs
 from tinystories_slm.errors import UserError
-from tinystories_slm.hub.staging import CODE_FILES, stage, stage_code
+from tinystories_slm.hub.staging import CODE_FILES, FILES, stage, stage_code
+
+_MESSAGE = "Model, card and records of the run"
+_CODE_MESSAGE = "Model code"
 
 
 def push(args: PushArgs) -> str | None:
     """Publish `args.run` and print the files and the commit; unchanged files make no commit.
 
     Returns:
-        The commit that holds exactly these files; None after a dry run.
+        The commit that holds these files, and the files that people added; None after a dry run.
 
     Raises:
         UserError: the run cannot be published, or the Hub rejects the push or cannot be reached. The
@@ -49,16 +52,21 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
     """Commit the files that changed, set the tag, and return the commit."""
     api = HfApi(library_name="tinystories_slm")
     if args.code_only:
-        head, message = _head_with_code(api, args.repo_id), "Model code"
+        head, message = _head_with_code(api, args.repo_id), _CODE_MESSAGE
     else:
         head = _head_commit(api, args)
-        message = f"Model, card and records of the run {args.run.resolve().name}"
-    changed = _changed_files(api, args.repo_id, head, folder, files)
-    tagged = _tagged_commit(api, args, head if not changed else None)
-    if changed:
-        commit = _commit(api, args.repo_id, head, message, folder, files)
-        print(_format_listing(folder, changed))
+        message = f"{_MESSAGE} {args.run.resolve().name}"
+    remote = _remote_files(api, args.repo_id, head)
+    changed = _changed_files(remote, folder, files)
+    stale = [] if args.code_only else _stale_files(api, args.repo_id, head, remote, files)
+    tagged = _tagged_commit(api, args, None if changed or stale else head)
+    if changed or stale:
+        commit = _commit(api, args.repo_id, head, message, folder, files, stale)
+        if changed:
+            print(_format_listing(folder, changed))
         print(f"new or changed: {len(changed)} of {len(files)} files")
+        if stale:
+            print(f"removed, as this push no longer makes them: {', '.join(stale)}")
     else:
         commit = head
         print(f"nothing has changed: {args.repo_id} already holds these {len(files)} files")
@@ -71,19 +79,24 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
     return commit
 
 
-def _commit(api: HfApi, repo_id: str, head: str, message: str, folder: Path, files: list[Path]) -> str:
-    """Commit `files` on top of `head` and return the new commit.
+def _commit(
+    api: HfApi, repo_id: str, head: str, message: str, folder: Path, files: list[Path], stale: list[str]
+) -> str:
+    """Commit `files` on top of `head`, without the files `stale`, and return the new commit.
 
     Raises:
         UserError: the .gitignore of the repository excludes a file.
     """
     commit = api.create_commit(
         repo_id,
-        [CommitOperationAdd(path.as_posix(), folder / path) for path in files],
+        [
+            *(CommitOperationAdd(path.as_posix(), folder / path) for path in files),
+            *(CommitOperationDelete(name, is_folder=False) for name in stale),
+        ],
         commit_message=message,
         parent_commit=head,  # the Hub rejects the commit if the branch has moved since
     ).oid
-    if left_out := _changed_files(api, repo_id, commit, folder, files):
+    if left_out := _changed_files(_remote_files(api, repo_id, commit), folder, files):
         raise UserError(
             f"{repo_id} left out {', '.join(map(str, left_out))} (its .gitignore?) at {commit}; "
             "remove the pattern there and push again"
@@ -130,13 +143,38 @@ def _head_commit(api: HfApi, args: PushArgs) -> str:
     return info.sha
 
 
-def _changed_files(api: HfApi, repo_id: str, commit: str, folder: Path, files: list[Path]) -> list[Path]:
-    """Return the files that `commit` lacks or holds with other content."""
-    remote = {
+def _remote_files(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+    """Return the hash of each file of `commit`, by which the Hub identifies its content."""
+    return {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
         for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit)
         if isinstance(entry, RepoFile)
     }
+
+
+def _stale_files(
+    api: HfApi, repo_id: str, head: str, remote: Mapping[str, str], files: list[Path]
+) -> list[str]:
+    """Return the files of an earlier push that this one does not make, such as native/ of another run.
+
+    A file belongs to a push if a push made its newest version: people may add a chat_template.jinja.
+    """
+    made = {path.as_posix() for path in files}
+    candidates = [name for name in FILES if name in remote and name not in made]
+    if not candidates:
+        return []
+    entries = api.get_paths_info(repo_id, candidates, expand=True, revision=head)
+    return [
+        entry.path
+        for entry in entries
+        if isinstance(entry, RepoFile)
+        and entry.last_commit is not None
+        and entry.last_commit.title.startswith((_MESSAGE, _CODE_MESSAGE))
+    ]
+
+
+def _changed_files(remote: Mapping[str, str], folder: Path, files: list[Path]) -> list[Path]:
+    """Return the files that are not in `remote`, or there with other content."""
     return [path for path in files if remote.get(path.as_posix()) not in _hashes(folder / path)]
 
 

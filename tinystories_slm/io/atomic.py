@@ -2,53 +2,71 @@
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import translate_write_errors
 
-_NOT_WRITABLE = (
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOENT,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-)
+logger = logging.getLogger(__name__)
+
+# What a network or cloud drive returns for an operation that it does not have.
+_UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_warned: set[str] = set()
+"""Missing operations that were logged: one line each, not one for each file."""
 
 
 @contextmanager
-def directory_lock(folder: Path) -> Iterator[None]:
-    """Create `folder` if needed, and hold its lock; wait while another process holds it.
+def directory_lock(folder: Path, *, option: str = "folder") -> Iterator[None]:
+    """Create `folder`, the value of `option`, if needed, and hold its lock; wait while another process does.
 
     The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
         UserError: the folder is not writable, or the disk is full.
     """
-    try:
+    with translate_write_errors(option, folder), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
+        lock = FileLock(folder / ".lock")
+        acquire_lock(lock)
+        stack.callback(lock.release)
+        yield
+
+
+def acquire_lock(lock: BaseFileLock) -> None:
+    """Acquire `lock`; on a file system without locks, log one line and go on without.
+
+    Raises:
+        filelock.Timeout: another process holds a lock that does not wait.
+    """
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter from early versions of filelock
+        if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
             raise
-        raise UserError(
-            f"data.data_dir ({folder}) cannot be written to ({error.strerror or error}); "
-            "use another --data.data_dir, or free disk space"
-        ) from error
+        _warn_once(
+            "flock",
+            f"{Path(lock.lock_file).parent} is on a file system without locks ({error}): nothing keeps two "
+            "processes from writing there; start only one",
+        )
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` on success, remove it on error."""
+    """Yield a temporary path; rename it to `path` on success, remove it on error.
+
+    A symbolic link stays, and its target is replaced. A device or a pipe (/dev/null) is written directly.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -56,6 +74,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the UTF-8 file `path` atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_output(path: Path, text: str, *, option: str = "output") -> None:
+    """Replace the UTF-8 file `path`, the value of `option`, atomically.
+
+    Raises:
+        UserError: it cannot be written, or the disk is full; an earlier file stays.
+    """
+    with translate_write_errors(option, path):
+        write_text(path, text)
 
 
 @contextmanager
@@ -66,10 +100,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         UserError: `path` exists. Callers check first that it is not a complete directory of this program.
     """
     if path.exists():
-        raise UserError(
-            f"{path} exists, but this program did not complete it; move it away, "
-            "or use another --data.data_dir"
-        )
+        raise UserError(f"{path} exists, but this program did not complete it; move it away")
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir()
@@ -93,34 +124,53 @@ def replace_directory(new: Path, folder: Path) -> None:
 
     A kill between the two renames leaves no `folder`; `recover_directory` then restores the old one.
     """
-    apply_umask(new)
-    fsync_directory(new)
-    old = folder.with_name(folder.name + ".old")
+    complete_directory(new)
+    old = _replaced(folder)
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove_directory(old)
         folder.rename(old)
     new.rename(folder)
     fsync_directory(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_directory(old)
+
+
+def complete_directory(folder: Path) -> None:
+    """Set the modes of all files in `folder` and its subfolders, and flush them to disk."""
+    apply_umask(folder)
+    for directory in (folder, *filter(Path.is_dir, folder.rglob("*"))):
+        fsync_directory(directory)
+
+
+def recover_directory(folder: Path) -> None:
+    """Restore `folder` after a kill between the two renames of `replace_directory`."""
+    for old in (_replaced(folder), folder.with_name(folder.name + ".old")):  # .old: earlier versions
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a folder, or a symbolic link to one but not its contents."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def apply_umask(folder: Path) -> None:
     """Set the mode of every file in `folder` to what the umask allows.
 
-    safetensors writes files that only their owner can read: no web server, colleague or container could.
+    safetensors writes files that only their owner can read: no web server, colleague or container could. A
+    file system without modes (FAT, some shares) keeps its own.
     """
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o666 & ~umask)
-
-
-def recover_directory(folder: Path) -> None:
-    """Restore `folder` after a kill between the two renames of `replace_directory`."""
-    old = folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
+            try:
+                path.chmod(0o666 & ~umask)
+            except OSError as error:
+                if error.errno not in (*_UNSUPPORTED, errno.EPERM):
+                    raise
 
 
 def fsync_directory(folder: Path) -> None:
@@ -128,14 +178,41 @@ def fsync_directory(folder: Path) -> None:
     if os.name == "nt":
         return  # Windows cannot open a directory
     for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _unsupported_operation(path):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:
     # A rename may reach the disk before the data; a power failure would then leave an empty file.
-    with path.open("rb+") as file:
+    with path.open("rb+") as file, _unsupported_operation(path):
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _unsupported_operation(path: Path) -> Iterator[None]:
+    """Log one line, instead of an error, if the file system of `path` has no fsync for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(
+            "fsync",
+            f"{path.parent} is on a file system that cannot flush every file ({error.strerror}): a power "
+            "failure may damage the newest ones",
+        )
+
+
+def _replaced(folder: Path) -> Path:
+    """Return the temporary name of the folder that `folder` replaces; no user has a copy of that name."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _warn_once(kind: str, message: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(message)

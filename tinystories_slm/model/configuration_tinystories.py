@@ -101,18 +101,35 @@ class TinyStoriesConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
             self.intermediate_size = (
-                4 * self.hidden_size if self.family == "gpt2" else _swiglu_size(self.hidden_size)
+                _swiglu_size(self.hidden_size) if self.has_gated_mlp else 4 * self.hidden_size
             )
         if self.hidden_act is None:
-            self.hidden_act = "gelu_pytorch_tanh" if self.family == "gpt2" else "silu"
+            self.hidden_act = "silu" if self.has_gated_mlp else "gelu_pytorch_tanh"
         super().__post_init__(**kwargs)
-        if self.family == "gpt2":
+        if not self.has_rope:
             self.rope_parameters = None  # the parent class sets it wherever it is declared
         self._set_parallel_plans()
 
+    # What a family consists of. Other code reads these properties, not the name of the family.
+
+    @property
+    def has_rope(self) -> bool:
+        """Whether positions are rotary (RoPE); if not, the model learns one embedding per position."""
+        return self.family == "llama"
+
+    @property
+    def has_gated_mlp(self) -> bool:
+        """Whether the feed-forward layer multiplies two projections, as SwiGLU does."""
+        return self.family == "llama"
+
+    @property
+    def has_rms_norm(self) -> bool:
+        """Whether norms are RMSNorm; if not, LayerNorm."""
+        return self.family == "llama"
+
     def _set_parallel_plans(self):
         """Add this family's modules to the plans; a module that does not exist makes a plan invalid."""
-        if self.family == "gpt2":
+        if not self.has_rope:
             # Positions are added between two stages; a pipeline plan cannot express that.
             self.base_model_pp_plan = None
             return

@@ -107,7 +107,7 @@ class TinyStoriesRMSNorm(nn.Module):
 
 
 def _norm(config: TinyStoriesConfig) -> nn.Module:
-    if config.family == "llama":
+    if config.has_rms_norm:
         return TinyStoriesRMSNorm(config.hidden_size, config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
@@ -228,7 +228,7 @@ class TinyStoriesMLP(nn.Module):
 
     def __init__(self, config: TinyStoriesConfig):
         super().__init__()
-        self.gated = config.family == "llama"
+        self.gated = config.has_gated_mlp
         if self.gated:
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
@@ -303,7 +303,7 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
         super().__init__(config)
         # No padding_idx: pad and end of text share an id, and torch does not train the row of padding_idx.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.family == "gpt2":
+        if not config.has_rope:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
             TinyStoriesDecoderLayer(config, i) for i in range(config.num_hidden_layers)
@@ -378,14 +378,14 @@ class TinyStoriesModel(TinyStoriesPreTrainedModel):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the input of the first block, and in the llama family the rotary cosines and sines."""
         hidden_states, position_embeddings = inputs_embeds, None
-        if self.config.family == "gpt2":
+        if not self.config.has_rope:
             self._check_context(position_ids, num_past, positions_given)
             hidden_states = hidden_states + self.embed_positions(position_ids)
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
             # As in a model loaded in that dtype; a float32 residual stream would take twice the bytes.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
-        if self.config.family == "llama":
+        if self.config.has_rope:
             position_embeddings = rope_cos_sin(self.config, position_ids, hidden_states.dtype)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
         return hidden_states, position_embeddings
@@ -504,7 +504,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         self.model = TinyStoriesModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.family == "gpt2":
+        if not config.has_rope:
             # Default length: the context. A pipeline would otherwise request 256 new tokens.
             self.generation_config.max_length = config.max_position_embeddings
         self.post_init()
@@ -585,7 +585,7 @@ class TinyStoriesForCausalLM(TinyStoriesPreTrainedModel, GenerationMixin):
         of the prompts, without padding, are known.
         """
         position_ids = model_kwargs.get("position_ids")  # (B, T)
-        if self.config.family == "gpt2" and position_ids is not None:
+        if not self.config.has_rope and position_ids is not None:
             # The cache never holds the last token: + 1.
             num_new_tokens = max_cache_length + 1 - position_ids.shape[-1]
             num_prompt_tokens, context = int(position_ids.max()) + 1, self.config.max_position_embeddings

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinystories_slm.io.atomic import atomic_write
+from tinystories_slm.io.atomic import atomic_write, write_text
 from tinystories_slm.runs.figures import Figure, FigureCanvasAgg, LogLocator, NullLocator
 from tinystories_slm.runs.report import write_report
 from tinystories_slm.runs.run_dir import RunDir
@@ -98,15 +98,14 @@ class RunRecorder:
         axes.set_ylabel("loss (nats per token)")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.run_dir.loss_plot, dpi=120)
+        with atomic_write(self.run_dir.loss_plot) as path:
+            figure.savefig(path, format="png", dpi=120)
 
     def _truncate_after(self, step: int) -> None:
         kept = [line for line in self.run_dir.read_metrics() if line["step"] <= step]
-        with atomic_write(self.run_dir.metrics) as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self.run_dir.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         samples = [_format_sample(at, story) for at, story in self.run_dir.read_samples() if at <= step]
-        with atomic_write(self.run_dir.samples) as path:
-            path.write_text("# Stories generated during training\n\n" + "".join(samples), encoding="utf-8")
+        write_text(self.run_dir.samples, "# Stories generated during training\n\n" + "".join(samples))
 
 
 def _format_sample(step: int, story: str) -> str:

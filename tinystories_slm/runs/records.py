@@ -1,6 +1,7 @@
 """Read the records of a run: metrics.jsonl, samples.md, and the entropy of the built-in corpus."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(line)
     return lines
+
+
+def validation_metrics(lines: list[dict[str, Any]], step: int | None) -> dict[str, Any] | None:
+    """Return the line of metrics.jsonl with the validation loss of step `step`.
+
+    Args:
+        lines: Lines of metrics.jsonl.
+        step: Optimizer step of the model in best/; None if it is unknown, for the line with the lowest loss.
+    """
+    evaluated = [line for line in lines if math.isfinite(line.get("val/loss", math.nan)) and "step" in line]
+    if step is not None:
+        return next((line for line in reversed(evaluated) if line["step"] == step), None)
+    return min(evaluated, key=lambda line: line["val/loss"], default=None)
 
 
 def read_samples(path: Path) -> list[tuple[int, str]]:

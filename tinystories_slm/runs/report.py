@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,10 +15,12 @@ from markupsafe import Markup
 from tinystories_slm.config.command_args import ReportArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import write_text
+from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.io.units import format_duration
 from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.runs.chart import Curve, render_chart
-from tinystories_slm.runs.records import entropy_per_token
+from tinystories_slm.runs.records import entropy_per_token, validation_metrics
 from tinystories_slm.runs.run_dir import RunDir
 
 # Stories shown: a run of a thousand evaluations has a thousand similar ones.
@@ -35,6 +36,10 @@ _EVALUATION = {
     "entropy_bits_per_byte": "corpus entropy, bits per byte",
     "accuracy": "next-token accuracy",
     "num_stories": "stories scored",
+    "num_split_stories": "stories in the split",
+    "num_source_stories": "stories read from the data",
+    "num_training_stories": "scored stories that the model was trained on",
+    "weights_sha256": "SHA-256 of the weights",
     "num_tokens": "tokens scored",
     "num_bytes": "bytes scored",
 }
@@ -50,7 +55,8 @@ def report(args: ReportArgs) -> Path:
         raise UserError(
             f"run ({args.run}) is not a run directory: config.yaml does not exist; use one such as runs/9m"
         )
-    path = write_report(args.run)
+    with translate_write_errors("run", args.run):
+        path = write_report(args.run)
     print(path)
     return path
 
@@ -61,11 +67,15 @@ def write_report(run_dir: Path) -> Path:
     The page omits everything that the run has not recorded yet.
     """
     files = RunDir(run_dir)
-    page = _template().render(**_page_contents(files))
-    partial = files.report.with_name("report.html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, files.report)
+    write_text(files.report, _template().render(**_page_contents(files)))
     return files.report
+
+
+def is_report_current(run_dir: Path) -> bool:
+    """Whether `report.html` is what `write_report` would write now."""
+    files = RunDir(run_dir)
+    page = _template().render(**_page_contents(files))
+    return files.report.is_file() and files.report.read_bytes() == page.encode("utf-8")
 
 
 @cache
@@ -83,7 +93,9 @@ def _page_contents(files: RunDir) -> dict[str, Any]:
     config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
     lines = files.read_metrics()
     manifest = files.load_manifest()
-    evaluation = files.read_evaluation()
+    models = (files.best, files.last)
+    evaluation = next(iter(files.records_of(models, [files.read_evaluation()])), {})
+    best = validation_metrics(lines, files.read_best_step())
     entropy = entropy_per_token(manifest) if manifest else evaluation.get("entropy")
     step = max((line["step"] for line in lines), default=0)
     return {
@@ -91,7 +103,7 @@ def _page_contents(files: RunDir) -> dict[str, Any]:
         "step": step,
         "max_steps": max(config["train"]["max_steps"], step),
         "summary": _summary(files, config, manifest),
-        "tiles": _tiles(lines, entropy, evaluation),
+        "tiles": _tiles(lines, best, entropy, evaluation),
         "entropy": entropy,
         "wide_loss": _loss_chart(lines, entropy, width=1060, height=330),
         "narrow_loss": _loss_chart(lines, entropy, width=400, height=290),
@@ -129,13 +141,15 @@ def _summary(files: RunDir, config: dict[str, Any], manifest: Manifest | None) -
 
 
 def _tiles(
-    lines: list[dict[str, Any]], entropy: float | None, evaluation: dict[str, Any]
+    lines: list[dict[str, Any]],
+    best: dict[str, Any] | None,
+    entropy: float | None,
+    evaluation: dict[str, Any],
 ) -> list[tuple[str, str, str]]:
     """Return (title, value, note) of the most important metrics."""
     tiles = []
-    losses = [(line["val/loss"], line["step"]) for line in lines if "val/loss" in line]
-    if losses:
-        loss, step = min(losses)
+    if best:
+        loss, step = best["val/loss"], best["step"]
         note = f"corpus entropy {entropy:.4f}" if entropy else f"perplexity {_safe_exp(loss):.2f}"
         tiles.append(("best validation loss", f"{loss:.4f}", f"at step {step:,}; {note}"))
     if "bits_per_byte" in evaluation:
@@ -203,8 +217,9 @@ def _evenly_spaced(samples: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _read_generated(files: RunDir) -> list[str]:
-    """Return the first stories of stories.jsonl, prompt included."""
-    return [str(line["story"]) for line in files.read_stories() if "story" in line][:_MAX_GENERATED]
+    """Return the first stories of the run's models in stories.jsonl, prompt included."""
+    lines = files.records_of((files.best, files.last), files.read_stories())
+    return [str(line["story"]) for line in lines if "story" in line][:_MAX_GENERATED]
 
 
 def _environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
@@ -230,7 +245,7 @@ def _format_option(value: Any) -> str:
 
 def _format_metric(name: str, value: float | str) -> str:
     if isinstance(value, str):
-        return value
+        return _format_option(value)
     if name == "accuracy":
         return f"{value:.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

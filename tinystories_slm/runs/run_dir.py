@@ -1,6 +1,7 @@
 """Files of a run directory: one name for each, and the readers."""
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from tinystories_slm.config import RunConfig, load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
+from tinystories_slm.model_folder import weights_sha256
 from tinystories_slm.runs.records import read_json_lines, read_metrics, read_samples
 
 
@@ -138,6 +140,35 @@ class RunDir:
             UserError: the file is damaged.
         """
         return read_json_object(self.environment)
+
+    def records_of(
+        self, folders: Collection[Path], records: Collection[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return the `records` (metrics or stories) that come from the weights in one of the model `folders`.
+
+        Records of earlier versions do not name the weights; then the name of the folder decides, `best` if
+        they name no model.
+        """
+        names = {folder.name for folder in folders}
+        is_named = any(record.get("weights_sha256") for record in records)
+        weights = {weights_sha256(folder) for folder in folders} if is_named else set()
+        return [
+            record
+            for record in records
+            if (
+                record["weights_sha256"] in weights
+                if record.get("weights_sha256")
+                else _model_name(record) in names
+            )
+        ]
+
+    def read_best_step(self) -> int | None:
+        """Return the optimizer step of the model in best/; None if the folder does not record it."""
+        return read_json_object(self.best / "config.json").get("training_step")
+
+
+def _model_name(record: Mapping[str, Any]) -> str:
+    return Path(str(record.get("model", "best"))).name
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from accelerate.utils import ProjectConfiguration
 
 from tinystories_slm.config import RunConfig, flatten, to_dict
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.atomic import write_text
 from tinystories_slm.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Tracker:
         self._resumed = self._name in run_ids
         run_ids.setdefault(self._name, secrets.token_hex(4))
         with self._suppress_errors("failed to start; training continues without it"):
-            state_path.write_text(json.dumps(run_ids), encoding="utf-8")
+            write_text(state_path, json.dumps(run_ids))
             self._start(config, run_ids[self._name])
         if self._has_warned:
             accelerator.trackers = []  # each call to a half-initialized tracker would fail again

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,11 +18,12 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
-from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
+from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME, CheckpointArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import apply_umask, fsync_directory
+from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory
 from tinystories_slm.training.ema import EMA
+from tinystories_slm.training.retention import steps_to_delete
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class TrainState:
     """Step of the model in best/."""
     best_loss: float = float("inf")
     """Validation loss of the model in best/, in nats per token."""
+    best_num_stories: int = 0
+    """Number of validation stories, the first ones, of `best_loss`; 0 in checkpoints of earlier versions."""
     skipped_steps: int = 0
     """Number of steps without effect, because loss or gradient was not finite."""
     consecutive_skipped_steps: int = 0
@@ -66,15 +68,15 @@ def save_checkpoint(
     run_dir: Path,
     progress: TrainState,
     *,
-    keep: int,
+    args: CheckpointArgs,
     ema: EMA | None = None,
 ) -> Path:
-    """Write the checkpoint of `progress.step` atomically, and delete all but the newest `keep`."""
+    """Write the checkpoint of `progress.step` atomically, and delete those that `args` does not keep."""
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
-        for leftover in folder.parent.glob("*.partial"):  # of a run that was killed during a save
-            shutil.rmtree(leftover)
+        for leftover in folder.parent.glob("step_*.partial"):  # of a run that was killed during a save
+            remove_directory(leftover)
     accelerator.wait_for_everyone()
     # It warns about every tied weight that it does not write; loading ties them again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -88,14 +90,12 @@ def save_checkpoint(
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         apply_umask(partial)
         fsync_directory(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_directory(folder)
         partial.rename(folder)
         fsync_directory(folder.parent)
-        # A later checkpoint is damaged, because the run resumed from an earlier one. Counted among the
-        # newest `keep`, it would push out the valid ones.
-        later = [path for path in checkpoints(run_dir) if checkpoint_step(path) > progress.step]
-        for old in (*later, *checkpoints(run_dir)[: -keep - len(later)]):
-            shutil.rmtree(old)
+        by_step = {checkpoint_step(path): path for path in checkpoints(run_dir)}
+        for step in steps_to_delete(list(by_step), progress.step, args):
+            remove_directory(by_step[step])
     return folder
 
 
@@ -231,6 +231,24 @@ def check_same_data(manifest: Manifest, run_dir: Path) -> None:
         raise UserError(
             f"output_dir ({run_dir}) holds a run with other data: {', '.join(differences)}; choose another "
             "--output_dir, or start over with --train.resume never"
+        )
+
+
+def check_same_source(config: RunConfig, run_dir: Path) -> None:
+    """Check that the source still has the stories that the finished run in `run_dir` was trained on.
+
+    A source that no longer exists is logged.
+
+    Raises:
+        UserError: the source has changed; the message names the old and new revision.
+    """
+    if not (run_dir / MANIFEST).exists():
+        return
+    if differences := Manifest.load(run_dir / MANIFEST).differences(config.data):
+        raise UserError(
+            f"output_dir ({run_dir}) holds a finished run on other stories: {'; '.join(differences)}; "
+            "to train a new model, set another --output_dir and --data.data_dir, "
+            f"or delete {run_dir} and {config.data.data_dir}"
         )
 
 

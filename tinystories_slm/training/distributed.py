@@ -1,7 +1,12 @@
-"""Processes of a launch: initialization, distribution of the batch, and decisions of the main process."""
+"""Processes of a launch: initialization, distribution of the batch, decisions of the main process, end."""
 
+import atexit
+import contextlib
+import faulthandler
+import logging
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,13 +18,28 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
-    parse_flag_from_env,
 )
+from torch import nn
 from torch.distributed import distributed_c10d
 
 from tinystories_slm.config import RunConfig, TrainArgs
 from tinystories_slm.errors import UserError
+from tinystories_slm.hardware.launch_env import (
+    is_launched,
+    num_launched_processes,
+    remove_stray_launch_variables,
+)
+from tinystories_slm.training.accelerate_env import (
+    check_accelerate_env,
+    check_sharding,
+    log_overridden_settings,
+    translate_accelerate_errors,
+    use_cpu,
+)
+from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.runtime import RuntimeSettings, resolve_runtime
+
+logger = logging.getLogger(__name__)
 
 Decision = TypeVar("Decision")
 
@@ -27,6 +47,9 @@ Decision = TypeVar("Decision")
 # wait while it evaluates, generates and saves.
 _SETUP_TIMEOUT = timedelta(hours=12)
 _STEP_TIMEOUT = timedelta(minutes=30)
+# A process that needs longer to leave the process group than this is ended.
+_LEAVE_TIMEOUT_S = 60
+_wrapped_models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 # Gradients are views of the all-reduce buckets, so they are neither stored nor copied twice. The model has no
 # buffers. The bucket size is PyTorch's 25 MB: see docs/speed.md.
@@ -40,28 +63,35 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
 
     Raises:
         UserError: the batch size is not divisible among the processes, an option does not work with the
-            precision or the distribution, or Accelerate did not join all launched processes.
+            precision or the distribution, Accelerate did not join all launched processes, or its own settings
+            are not supported.
     """
+    check_accelerate_env()
     args, state = config.train, _init_processes()
     runtime = resolve_runtime(config, state.device, state.num_processes)
-    if runtime.precision == "fp16" and args.optimizer == "muon":
+    if not optimizer_spec(args.optimizer).supports_fp16 and runtime.precision == "fp16":
         raise UserError(
-            "train.mixed_precision (fp16) supports one optimizer, but train.optimizer (muon) uses two; set "
-            "train.mixed_precision to bf16 or no, or train.optimizer to adamw"
+            f"train.mixed_precision (fp16): does not work with train.optimizer ({args.optimizer}), as the "
+            "gradient scaler supports one optimizer; set train.mixed_precision to bf16 or no, or "
+            "train.optimizer to adamw"
         )
     # Accelerate keeps the first precision of a process and rejects any other. A notebook or a test trains
     # more than one run.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=runtime.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.batch_size // (runtime.per_device_batch_size * state.num_processes),
-            sync_with_dataloader=False,
-        ),
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[_DDP],
-        **options,
-    )
+    with translate_accelerate_errors():
+        accelerator = Accelerator(
+            mixed_precision=runtime.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=args.batch_size // (runtime.per_device_batch_size * state.num_processes),
+                sync_with_dataloader=False,
+            ),
+            dynamo_backend="no",  # else from the environment; `prepare_to_train` compiles the blocks
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[_DDP],
+            **options,
+        )
+    check_sharding(accelerator)
+    log_overridden_settings(runtime.precision)
     if accelerator.distributed_type == DistributedType.FSDP:
         check_shardable(args)
     return accelerator, runtime
@@ -73,10 +103,10 @@ def check_shardable(args: TrainArgs) -> None:
     Raises:
         UserError: names the alternatives.
     """
-    if args.optimizer == "muon":
+    if not optimizer_spec(args.optimizer).supports_fsdp:
         raise UserError(
-            "train.optimizer (muon) uses two optimizers, but Accelerate's FSDP saves one; use adamw, or "
-            "configs/accelerate/gpu_8_ddp.yaml"
+            f"train.optimizer ({args.optimizer}): does not work with FSDP, which shards matrices and saves "
+            "one optimizer; use adamw, or configs/accelerate/gpu_8_ddp.yaml"
         )
     if args.ema_decay is not None:
         raise UserError(
@@ -92,17 +122,36 @@ def _init_processes() -> PartialState:
     and all would write to the same run directory.
 
     Raises:
-        UserError: Accelerate joined fewer processes than the launcher started.
+        UserError: Accelerate joined fewer processes than the launcher started, or they cannot be joined.
     """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=_SETUP_TIMEOUT)
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    _check_launch_variables()
+    cpu = use_cpu() or not torch.accelerator.is_available()
+    with translate_accelerate_errors():
+        state = PartialState(cpu=cpu, timeout=_SETUP_TIMEOUT)
+    launched = num_launched_processes()
     if state.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes but Accelerate joined {state.num_processes}; for CPU "
             "processes set ACCELERATE_USE_CPU=1, otherwise check the output of `accelerate env`"
         )
     return state
+
+
+def _check_launch_variables() -> None:
+    """Ignore, with a warning, what a scheduler or a container left of a launch in the environment.
+
+    Raises:
+        UserError: several processes are announced, but nothing says where they meet.
+    """
+    size = os.environ.get("WORLD_SIZE", "")
+    if not is_launched() and size.isdigit() and int(size) > 1:
+        raise UserError(
+            f"WORLD_SIZE ({size}) needs RANK and MASTER_ADDR as well; start the processes with `accelerate "
+            "launch`, or unset WORLD_SIZE to train in one process"
+        )
+    if stray := remove_stray_launch_variables():
+        names = ", ".join(f"{name}={value}" for name, value in stray.items())
+        logger.warning("ignored %s: not set by a launcher of this run", names)
 
 
 def set_step_timeout(accelerator: Accelerator) -> None:
@@ -112,6 +161,15 @@ def set_step_timeout(accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes > 1:
         distributed_c10d._set_pg_timeout(_STEP_TIMEOUT)
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+    """Wrap `model` and its optimizers for the processes of this launch."""
+    prepared_model, *prepared_optimizers = accelerator.prepare(model, *optimizers)
+    _wrapped_models.add(prepared_model)
+    return prepared_model, prepared_optimizers
 
 
 def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -> Decision:
@@ -138,15 +196,77 @@ def broadcast_from_main(accelerator: Accelerator, decide: Callable[[], Decision]
             message = str(error)
     [decision, message] = broadcast_object_list([decision, message])
     if message is not None:
-        _shut_down(accelerator)
+        leave_process_group(accelerator)
         raise UserError(message)
     return decision
 
 
-def _shut_down(accelerator: Accelerator) -> None:
-    """End the process group on all processes at the same time.
+@contextlib.contextmanager
+def process_group(accelerator: Accelerator) -> Iterator[None]:
+    """Leave the process group at the end of the block; after an error, at the exit of the process."""
+    try:
+        yield
+        leave_process_group(accelerator)
+    except BaseException:
+        abandon_process_group(accelerator)
+        raise
 
-    The first process to exit would otherwise close the connection that the others still use.
+
+def leave_process_group(accelerator: Accelerator) -> None:
+    """Release what holds the process group, then destroy the group, on all processes at the same time.
+
+    The order matters. DDP's reducer is freed with the GIL held. If it held the last reference to a gloo
+    group, the group's destructor would wait, with the GIL, for a thread that needs the GIL to free the
+    tensors of the last collective. If Python holds the last reference, torch (2.8 or newer) releases the GIL.
+
+    The barrier comes first: no collective is in flight, and the first process to leave does not close a
+    connection that the others still use. A process that has not left after a minute is ended.
     """
     accelerator.wait_for_everyone()
+    with _end_process_after(_LEAVE_TIMEOUT_S):
+        _release_models(accelerator)
+        accelerator.end_training()
+
+
+def abandon_process_group(accelerator: Accelerator) -> None:
+    """Release what holds the process group after an error, and destroy the group at exit.
+
+    The other processes may wait in a collective that this one does not join, so leaving may take a minute.
+    At exit, the error has been printed.
+    """
+    _release_models(accelerator)
+    if torch.distributed.is_initialized():
+        atexit.register(_destroy_abandoned_group, accelerator)
+
+
+def _destroy_abandoned_group(accelerator: Accelerator) -> None:
+    faulthandler.dump_traceback_later(_LEAVE_TIMEOUT_S, exit=True, file=2)
     accelerator.end_training()
+
+
+def _release_models(accelerator: Accelerator) -> None:
+    """Drop the wrapped models and optimizers, and what DDP has of the process group.
+
+    A frame of an exception's traceback may hold the DDP module itself, so its parts are dropped.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    for model in _wrapped_models:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model.logger = None  # holds the reducer
+            model.reducer = None
+            model.process_group = None
+    accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _end_process_after(seconds: float) -> Iterator[None]:
+    """End the process, with its stacks on stderr, if the block takes longer; needs no GIL."""
+    if not torch.distributed.is_initialized():
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from tinystories_slm.hardware.host import describe_hardware, package_versions
 from tinystories_slm.hardware.peak import PeakFlops
+from tinystories_slm.io.atomic import write_text
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.runtime import RuntimeSettings
 
@@ -22,6 +23,7 @@ def write_environment(
         "hardware": describe_hardware(accelerator.device),
         "device": accelerator.device.type,
         "num_processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
         "compile": runtime.compiled,
         "fused_kernels": runtime.fused,
@@ -34,5 +36,5 @@ def write_environment(
         "peak_source": peak.method,
     }
     path = RunDir(run_dir).environment
-    path.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(environment, indent=2) + "\n")
     return path

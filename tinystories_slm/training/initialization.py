@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder
 
@@ -24,6 +25,8 @@ def load_initial_weights(
 ) -> TinyStoriesForCausalLM:
     """Return a model of `config`, in float32 on the CPU, with the weights of the folder or Hub id `source`.
 
+    The training data of `source` are added to the record in `config`.
+
     Raises:
         UserError: `source` cannot be loaded, has another architecture (lists every difference), or has
             another vocabulary, in which the same ids are other tokens.
@@ -34,7 +37,7 @@ def load_initial_weights(
             f"model.init_from ({source}) is a {type(source_model).__name__}; it must be a model "
             "trained by this program"
         )
-    ignored = _IGNORED_FIELDS | ({"max_position_embeddings"} if config.family == "llama" else set())
+    ignored = _IGNORED_FIELDS | ({"max_position_embeddings"} if config.has_rope else set())
     differences = [
         f"{name} is {getattr(source_model.config, name)!r} there and {getattr(config, name)!r} in this run"
         for name in TinyStoriesConfig.__annotations__
@@ -50,6 +53,8 @@ def load_initial_weights(
             f"model.init_from ({source}) has another vocabulary than the data; prepare the data with "
             f"--tokenizer.pretrained {source} in another --data.data_dir"
         )
+    base_data = [data.to_dict() for data in read_training_data(source, source_model.config) or ()]
+    config.training_data = [*base_data, *getattr(config, "training_data", ())]
     model = TinyStoriesForCausalLM(config)
     model.load_state_dict(source_model.state_dict())
     return model

@@ -12,15 +12,20 @@ import torch
 from accelerate.utils import gather_object
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.data.packing import IGNORED_LABEL
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.evaluation.likelihood import score_stories
+from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
 from tinystories_slm.generation import generate_texts
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.model import TinyStoriesForCausalLM
-from tinystories_slm.model_folder import save_model_folder
+from tinystories_slm.model_folder import load_model_folder, save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
+from tinystories_slm.training.distributed import broadcast_from_main, process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
+from tinystories_slm.training.restore import restore_finished_run
+from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
 
@@ -37,14 +42,22 @@ def train(config: RunConfig) -> Path:
     Raises:
         UserError: the configuration, data or checkpoint is invalid (nothing was changed), or the machine
             is out of memory or disk (saved files are intact).
-        TrainingInterrupted: SIGTERM, SIGINT or SIGUSR1 arrived; the current step was finished and saved.
+        TrainingInterrupted: a stop signal arrived (see `signals`); the current step was finished and saved.
     """
     args = config.train
     if is_finished(config):
         logger.info("the run in %s is already finished", config.output_dir)
+        restore_finished_run(config)
         return config.output_dir
+    retention_rule(args.retention)  # both raise before anything is written
+    parse_task_names(args.eval_tasks, "train.eval_tasks")
     run = start_run(config)
-    with closing(run), run.stop, translate_machine_errors(config, run.runtime):
+    with (
+        process_group(run.accelerator),
+        closing(run),
+        run.stop,
+        translate_machine_errors(config, run.runtime),
+    ):
         while not (run.progress.finished or run.stop_agreed):
             update = train_step(run)
             sync_stop_condition(run)
@@ -52,16 +65,18 @@ def train(config: RunConfig) -> Path:
                 log(run, update)
             if run.is_due(args.eval_every):
                 evaluate(run)
-            if run.is_due(args.save_every) or run.stop_agreed:
+            if run.should_save:
                 save(run)
-    run.accelerator.end_training()
     progress = run.progress
     if not progress.finished:
         raise TrainingInterrupted(
             f"stopped after step {progress.step} of {args.max_steps}, checkpoint saved; run the same command "
             "to resume"
         )
-    logger.info("best validation loss %.4f at step %d", progress.best_loss, progress.best_step)
+    logger.info(
+        "run complete: all %d steps saved in %s, best validation loss %.4f at step %d",
+        progress.step, config.output_dir, progress.best_loss, progress.best_step,
+    )  # fmt: skip
     return config.output_dir
 
 
@@ -79,10 +94,9 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
     model.train()
     _seed_dropout(run)
     step_loss = torch.zeros((), device=accelerator.device)
-    for input_ids in micro_batches(run):  # (per_device_batch_size, seq_len)
+    for inputs in micro_batches(run):
         with accelerator.accumulate(model):
-            # Every sequence is full, so the mean over micro-batches is the mean over the batch's tokens.
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, loss_only=True).loss
+            loss = model(**inputs, use_cache=False, loss_only=True).loss
             accelerator.backward(loss)
             step_loss += loss.detach() / accelerator.gradient_accumulation_steps
             if accelerator.sync_gradients:
@@ -103,7 +117,7 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
 
 
 def sync_stop_condition(run: TrainingRun) -> None:
-    """Synchronize elapsed time, stop requests and end of run over all processes.
+    """Synchronize elapsed time, requests to stop or save, and end of run over all processes.
 
     On several accelerators the all-reduce forces a device sync, so it runs only on logging steps and at
     the last step.
@@ -113,21 +127,30 @@ def sync_stop_condition(run: TrainingRun) -> None:
     reduce_forces_sync = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
     if reduce_forces_sync and not is_last_step and progress.step % args.log_every:
         return
-    seconds, estimated_final_seconds, stop_requests = (
+    seconds, estimated_final_seconds, stop_requests, save_requests = (
         run.seconds,
         run.estimated_final_seconds,
         float(run.stop.received is not None),
+        float(run.stop.hung_up),
     )
+    if save_requests:
+        run.stop.hung_up = False
     if accelerator.num_processes > 1:
         is_main = accelerator.is_main_process  # the times are those of the main process alone
         local = torch.tensor(
-            [seconds if is_main else 0.0, estimated_final_seconds if is_main else 0.0, stop_requests],
+            [
+                seconds if is_main else 0.0,
+                estimated_final_seconds if is_main else 0.0,
+                stop_requests,
+                save_requests,
+            ],
             # Other devices, such as MPS, have no float64.
             dtype=torch.float64 if accelerator.device.type in ("cpu", "cuda") else torch.float32,
             device=accelerator.device,
         )
-        seconds, estimated_final_seconds, stop_requests = accelerator.reduce(local, reduction="sum").tolist()
-    progress.seconds, run.stop_agreed = seconds, stop_requests > 0
+        sums = accelerator.reduce(local, reduction="sum").tolist()
+        seconds, estimated_final_seconds, stop_requests, save_requests = sums
+    progress.seconds, run.stop_agreed, run.save_agreed = seconds, stop_requests > 0, save_requests > 0
     if progress.step <= args.warmup_steps:
         progress.warmup_seconds = seconds
     used = time_fraction(
@@ -140,17 +163,35 @@ def sync_stop_condition(run: TrainingRun) -> None:
     progress.finished = is_last_step or progress.time_fraction >= 1.0
 
 
-def micro_batches(run: TrainingRun) -> Iterator[torch.Tensor]:
-    """Yield this process's share of the step's batch as int64 (per_device_batch_size, seq_len)."""
+def micro_batches(run: TrainingRun) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the model inputs of this process's share of the step's batch, one micro-batch at a time.
+
+    `input_ids` and `labels` are int64 (per_device_batch_size, seq_len). The mean of the losses over
+    micro-batches and processes is the mean over all predicted tokens of the batch. If every token is
+    predicted, micro-batches have equally many. If not, `num_items_in_batch` is their mean number, by which
+    the model divides the sum.
+    """
     accelerator, args = run.accelerator, run.config.train
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
-    rows = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
-    input_ids = torch.from_numpy(rows)
-    if accelerator.device.type == "cuda":
-        input_ids = input_ids.pin_memory()  # the copy overlaps with computation
-    input_ids = input_ids.to(accelerator.device, non_blocking=True)
-    yield from input_ids.split(run.runtime.per_device_batch_size)
+    batch = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
+    rows = run.runtime.per_device_batch_size
+    input_ids = _copy_to(accelerator.device, batch.input_ids)
+    if batch.labels is batch.input_ids:
+        yield from ({"input_ids": ids, "labels": ids} for ids in input_ids.split(rows))
+        return
+    labels = _copy_to(accelerator.device, batch.labels)
+    num_predicted = (labels[:, 1:] != IGNORED_LABEL).sum().float()
+    num_items = accelerator.reduce(num_predicted, reduction="mean") * (rows / share)
+    for ids, targets in zip(input_ids.split(rows), labels.split(rows), strict=True):
+        yield {"input_ids": ids, "labels": targets, "num_items_in_batch": num_items}
+
+
+def _copy_to(device: torch.device, ids: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(ids)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # the copy overlaps with computation
+    return tensor.to(device, non_blocking=True)
 
 
 def log(run: TrainingRun, update: dict[str, float | torch.Tensor]) -> None:
@@ -181,16 +222,23 @@ def log(run: TrainingRun, update: dict[str, float | torch.Tensor]) -> None:
 def evaluate(run: TrainingRun) -> None:
     """Log the validation loss, a generated story and the loss plot; save best/ if the loss improved."""
     args, progress = run.config.train, run.progress
+    _rescore_best(run)
     with run.stopwatch.paused():
         model = run.eval_model()
         loss = validation_loss(run, model)
-        metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        metrics = {
+            "val/loss": loss,
+            "val/perplexity": math.exp(min(loss, 700.0)),
+            "val/num_stories": len(run.validation),
+        }
+        metrics |= measure_tasks(run, model)
         if math.isfinite(loss):
             run.recorder.log(metrics, step=progress.step, tokens=run.tokens)
         run.display.show(progress.step, metrics)
         improved = loss < progress.best_loss
         if improved:
             progress.best_loss, progress.best_step = loss, progress.step
+            progress.best_num_stories = len(run.validation)
         if run.accelerator.is_main_process:
             with _force_eager(run.runtime.compiled):
                 [story] = generate_texts(
@@ -201,10 +249,44 @@ def evaluate(run: TrainingRun) -> None:
                     seed=args.seed,
                 )
             run.recorder.log_sample(story, step=progress.step)
-            run.recorder.plot()
             if improved:
                 save_model_folder(model, run.tokenizer, run.config.output_dir / "best")
+            run.recorder.plot()  # the report reads the step of best/
     progress.evaluation_seconds = run.stopwatch.paused_s
+
+
+def measure_tasks(run: TrainingRun, model: TinyStoriesForCausalLM) -> dict[str, float]:
+    """Return the results of `train.eval_tasks` by `val/NAME`, on the main process; others get nothing."""
+    names = parse_task_names(run.config.train.eval_tasks, "train.eval_tasks")
+    if not names or not run.accelerator.is_main_process:
+        return {}
+    context = EvalContext(
+        model=model,
+        tokenizer=run.tokenizer,
+        max_new_tokens=run.config.data.seq_len,
+        seed=run.config.train.seed,
+    )
+    with _force_eager(run.runtime.compiled):
+        results = run_tasks(names, context)
+    for result in results:
+        logger.info("step %d/%d: %s", run.progress.step, run.config.train.max_steps, result)
+    return {f"val/{result.name}": result.value for result in results}
+
+
+def _rescore_best(run: TrainingRun) -> None:
+    """Score best/ again if its loss is of other stories than this session's (`train.eval_stories`)."""
+    progress, best = run.progress, run.config.output_dir / "best"
+    if not progress.best_step or progress.best_num_stories == len(run.validation):
+        return
+    progress.best_loss, progress.best_num_stories = math.inf, len(run.validation)
+    if broadcast_from_main(run.accelerator, best.is_dir):  # otherwise this evaluation writes it
+        with run.stopwatch.paused():
+            model, _ = load_model_folder(str(best), device=run.accelerator.device)
+            model.set_attn_implementation(run.runtime.attention)
+            progress.best_loss = validation_loss(run, model)
+        logger.info(
+            "best/ has a validation loss of %.4f on %d stories", progress.best_loss, len(run.validation)
+        )
 
 
 def validation_loss(run: TrainingRun, model: TinyStoriesForCausalLM) -> float:
@@ -236,8 +318,8 @@ def save(run: TrainingRun) -> None:
         model = run.eval_model()
         if run.accelerator.is_main_process:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
-        keep = run.config.train.keep_checkpoints
-        save_checkpoint(run.accelerator, run.config.output_dir, progress, keep=keep, ema=run.ema)
+        args = run.config.train
+        save_checkpoint(run.accelerator, run.config.output_dir, progress, args=args, ema=run.ema)
     progress.saving_seconds = run.stopwatch.paused_s
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import UserError
+from tinystories_slm.hardware.launch_env import local_process_rank, process_rank
 from tinystories_slm.training.runtime import RuntimeSettings
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,13 @@ def translate_machine_errors(config: RunConfig, runtime: RuntimeSettings) -> Ite
 
 
 def _machine_error(message: str) -> UserError:
-    """Return a `UserError`, and log it immediately if this is not the main process.
+    """Return a `UserError`, and log it immediately if this is not the first process of its machine.
 
-    Only the main process prints its error at exit. If another process fails alone, the rest only see that
-    it is gone.
+    Only that process prints its error at exit. If another process fails alone, the rest only see that it is
+    gone.
     """
-    if rank := int(os.environ.get("RANK", 0)):
-        logger.error("process %d: %s", rank, message)
+    if local_process_rank():
+        logger.error("process %d: %s", process_rank(), message)
     return UserError(message)
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.packing import PackedDataset, iter_documents
+from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -31,6 +32,7 @@ from tinystories_slm.training.checkpoints import (
     TrainState,
     check_same_data,
     check_same_run,
+    check_same_source,
     checkpoints,
     latest_valid_checkpoint,
     load_checkpoint,
@@ -38,15 +40,20 @@ from tinystories_slm.training.checkpoints import (
 )
 from tinystories_slm.training.device_check import check_device
 from tinystories_slm.training.distributed import (
+    abandon_process_group,
     broadcast_from_main,
     build_accelerator,
     main_process_first,
+    prepare,
     set_step_timeout,
 )
 from tinystories_slm.training.ema import EMA
 from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
+from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.restore import training_data_record
+from tinystories_slm.training.retention import retention_rule
 from tinystories_slm.training.run_folder import (
     check_resume,
     lock_run_dir,
@@ -92,6 +99,8 @@ class TrainingRun:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_agreed: bool = False
     """Whether every process has received that one of them has a stop request."""
+    save_agreed: bool = False
+    """Whether every process has received that the terminal of one of them closed since the last step."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     timer_start_step: int = 0
     """Step at the last start of `stopwatch`; steps of an earlier session do not count for the speed."""
@@ -109,14 +118,14 @@ class TrainingRun:
     def checks_grad_on_host(self) -> bool:
         """Whether to check the gradient norm on the host each step, which forces a device sync.
 
-        Not needed for AdamW alone, whose fused kernel skips non-finite steps on the device (see
-        `loop._should_skip_step`). Muon cannot do that. With FSDP and with the fp16 gradient scaler, other
-        code decides whether to skip.
+        Not needed for an optimizer that skips non-finite steps on the device (see
+        `loop._should_skip_step`). With FSDP and with the fp16 gradient scaler, other code decides whether
+        to skip.
         """
         accelerator = self.accelerator
         return (
             accelerator.device.type == "cpu"
-            or self.config.train.optimizer != "adamw"
+            or not optimizer_spec(self.config.train.optimizer).skips_on_device
             or accelerator.scaler is not None
             or accelerator.distributed_type == DistributedType.FSDP
         )
@@ -174,13 +183,23 @@ class TrainingRun:
         """Return the model to evaluate and to save to best/ and last/, unsharded.
 
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
-        sharded model is gathered.
+        sharded model is gathered. Its configuration names the step.
         """
-        return self.ema.model if self.ema else unsharded_copy(self.model)
+        model = self.ema.model if self.ema else unsharded_copy(self.model)
+        model.config.training_step = self.progress.step
+        return model
 
     def is_due(self, every: int) -> bool:
         """Whether an action that runs every `every` steps, and at the end, runs at this step."""
         return self.progress.step % every == 0 or self.progress.finished
+
+    @property
+    def should_save(self) -> bool:
+        """Whether to save at this step: by interval, by the retention rule, or at a request."""
+        args = self.config.train
+        requested = self.stop_agreed or self.save_agreed
+        is_kept_step = retention_rule(args.retention).saves(self.progress.step)
+        return self.is_due(args.save_every) or is_kept_step or requested
 
     def close(self) -> None:
         """Close the display and the recorder, and unlock the run directory."""
@@ -216,6 +235,7 @@ def start_run(config: RunConfig) -> TrainingRun:
     except BaseException:
         if lock.is_locked:
             release_run_dir(config.output_dir, lock)
+        abandon_process_group(accelerator)
         raise
 
 
@@ -223,14 +243,18 @@ def is_finished(config: RunConfig) -> bool:
     """Whether the run directory holds this run, already finished, and `train.resume` keeps it.
 
     Raises:
-        UserError: it holds another run, or `train.resume` is an older checkpoint of it.
+        UserError: it holds another run, `train.resume` is an older checkpoint of it, or the run is finished
+            and its source has changed.
     """
     check_resume(config)
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)
     newest = latest_valid_checkpoint(config.output_dir)
-    return newest is not None and read_progress(newest).finished
+    finished = newest is not None and read_progress(newest).finished
+    if finished:
+        check_same_source(config, config.output_dir)
+    return finished
 
 
 def _build_run(
@@ -247,7 +271,7 @@ def _build_run(
     model = _build_model(config, data, checkpoint)
     ema, optimizers = prepare_to_train(model, args, runtime)
     check_device(model, data.dataset, accelerator.device, runtime.precision)
-    prepared_model, *optimizers = accelerator.prepare(model, *optimizers)
+    prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
         ema.model.to(accelerator.device)
     progress = TrainState()
@@ -286,6 +310,7 @@ def _build_run(
             ),
             peak_flops=peak,
             lock=lock,
+            stop=StopRequest(stop_on_hangup=args.on_hangup == "stop" or is_launched()),
             started_s=started_s,
             timer_start_step=progress.step,
         )
@@ -297,18 +322,18 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     Raises:
         UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
     """
-    data_dir = config.data.data_dir
+    data_dir, dataset_class = config.data.data_dir, packing_class(config.data.packing)
     manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
     set_step_timeout(accelerator)
     if checkpoint:
         check_same_data(manifest, run_dir_of(checkpoint))
     tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
-    dataset = PackedDataset(
+    dataset = dataset_class(
         data_dir / "train.bin",
         token_dtype=manifest.token_dtype,
         seq_len=config.data.seq_len,
         seed=config.train.seed,
-        eos_token_id=manifest.eos_token_id if config.data.packing == "document" else None,
+        eos_token_id=manifest.eos_token_id,
     )
     return _TrainingData(
         manifest=manifest,
@@ -321,7 +346,11 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
 def _build_model(config: RunConfig, data: _TrainingData, checkpoint: Path | None) -> TinyStoriesForCausalLM:
     """Build the model with random weights, or those of `model.init_from` in a new run."""
     vocab_size, eos_token_id = data.manifest.vocab_size, data.manifest.eos_token_id
-    model_config = config.model_config(vocab_size=vocab_size, eos_token_id=eos_token_id)
+    model_config = config.model_config(
+        vocab_size=vocab_size, eos_token_id=eos_token_id, pad_token_id=data.tokenizer.pad_token_id
+    )
+    earlier_run = RunDir(run_dir_of(checkpoint)) if checkpoint else None
+    model_config.training_data = training_data_record(data.manifest, earlier_run)
     if config.model.init_from and not checkpoint:
         return load_initial_weights(config.model.init_from, model_config, data.tokenizer)
     return TinyStoriesForCausalLM(model_config)

@@ -1,17 +1,22 @@
 """The run directory: lock it, find the checkpoint to resume, and prepare it for a run."""
 
+import logging
 import math
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.data.local import check_apart
 from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import check_data_dir
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import atomic_write, recover_directory
+from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import (
     MANIFEST,
@@ -22,6 +27,9 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
     verify_checkpoint,
 )
+from tinystories_slm.training.restore import restore_model_folder
+
+logger = logging.getLogger(__name__)
 
 _NAMES = RunDir(Path())
 _DIRECTORIES = tuple(path.name for path in (_NAMES.checkpoints, _NAMES.best, _NAMES.last))
@@ -45,14 +53,15 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
     """Lock the run directory and return the checkpoint to resume; None for a new run.
 
     Raises:
-        UserError: another process uses the directory, it is not a run directory, or its checkpoints are
-            damaged or of another configuration.
+        UserError: another process uses the directory, it is not a run directory or contains the source of
+            the stories, or its checkpoints are damaged or of another configuration.
     """
     run_dir, resume = config.output_dir, config.train.resume
     _check_run_dir(run_dir)
+    _check_source_apart(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire()
+        acquire_lock(lock)
     except Timeout:
         raise UserError(
             f"output_dir ({run_dir}) is in use by another process; wait for it, stop it, or choose "
@@ -67,7 +76,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
             check_same_run(config, run_dir)
             return latest_valid_checkpoint(run_dir)
         _check_models_not_overwritten(config)
-        return None if resume == "auto" else _named_checkpoint(Path(resume), config)
+        return None if resume == "auto" else _named_checkpoint(Path(resume).expanduser(), config)
     except BaseException:
         release_run_dir(run_dir, lock)
         raise
@@ -77,7 +86,9 @@ def release_run_dir(run_dir: Path, lock: FileLock) -> None:
     """Unlock the run directory, and delete it if it contains nothing but the lock file."""
     # Delete before unlocking: afterwards another process may have locked it.
     if [path.name for path in run_dir.iterdir()] == [_NAMES.lock.name]:
-        shutil.rmtree(run_dir)
+        RunDir(run_dir).lock.unlink()
+        with suppress(OSError):  # a symbolic link or the root of a file system
+            run_dir.rmdir()
     lock.release()
 
 
@@ -92,7 +103,7 @@ def check_resume(config: RunConfig) -> None:
     found = checkpoints(config.output_dir)
     if config.train.resume in ("auto", "never") or not found:
         return
-    named = Path(config.train.resume).resolve()
+    named = Path(config.train.resume).expanduser().resolve()
     if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
         raise UserError(
             f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
@@ -144,7 +155,7 @@ def prepare_run_dir(
 ) -> None:
     """Prepare the run directory: empty for a new run, with the history of the other run for a branch.
 
-    If the run resumes its own checkpoint, only config.yaml is written again.
+    If the run resumes its own checkpoint, only config.yaml is written again, and best/ if it is missing.
     """
     run_dir = config.output_dir
     resumed = checkpoint is not None and run_dir_of(checkpoint) == run_dir.absolute()
@@ -153,11 +164,26 @@ def prepare_run_dir(
     # First, because `_check_run_dir` requires it. Atomically: half a file would be another configuration.
     with atomic_write(RunDir(run_dir).config) as path:
         save_config(config, path)
-    if not resumed:
+    if resumed:
+        _restore_best(config, progress)
+    else:
         RunDir(run_dir).checkpoints.mkdir()
         if checkpoint:
             _copy_history(run_dir_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
+
+
+def _restore_best(config: RunConfig, progress: TrainState) -> None:
+    """Write best/ again if it is missing; if no checkpoint has its step, the next evaluation writes it."""
+    best = RunDir(config.output_dir).best
+    if best.is_dir() or not progress.best_step:
+        return
+    if not restore_model_folder(config, best, progress.best_step):
+        logger.warning(
+            "%s is missing, and no checkpoint of its step %d is left; the next evaluation writes it",
+            best, progress.best_step,
+        )  # fmt: skip
+        progress.best_step, progress.best_loss = 0, math.inf
 
 
 def _copy_history(source: Path, run_dir: Path, progress: TrainState) -> None:
@@ -192,9 +218,22 @@ def _check_run_dir(run_dir: Path) -> None:
         )
 
 
+def _check_source_apart(config: RunConfig) -> None:
+    """Check that the files of a new run would not mix with the stories, or replace them.
+
+    Raises:
+        UserError: the source is inside, above or equal to a folder of the run.
+    """
+    check_data_dir(config.data)
+    if config.data.source != BUILTIN and (
+        config.train.resume == "never" or not checkpoints(config.output_dir)
+    ):
+        check_apart(config.data.source, "output_dir", config.output_dir)
+
+
 def _delete_previous_run(run_dir: Path) -> None:
     """Delete the files of a previous run, and no others."""
-    for name in (*_DIRECTORIES, "best.old", "best.partial", "last.old", "last.partial"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (*_DIRECTORIES, "best.partial", ".best.replaced", "last.partial", ".last.replaced"):
+        remove_directory(run_dir / name)
     for name in _FILES:
         (run_dir / name).unlink(missing_ok=True)

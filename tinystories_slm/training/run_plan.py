@@ -17,6 +17,8 @@ from tinystories_slm.model_costs import (
     num_parameters,
 )
 from tinystories_slm.runs.console import ETA_AFTER_STEPS
+from tinystories_slm.training.optimizers import optimizer_spec
+from tinystories_slm.training.retention import max_checkpoints
 from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import REFERENCE_TOKENS, REFERENCE_WIDTH, peak_lr
 
@@ -85,12 +87,13 @@ def _log_memory_and_disk(
     *,
     seq_len: int,
 ) -> None:
+    optimizer_bytes = optimizer_spec(args.optimizer).state_bytes(model_config)
     memory = memory_bytes(
         model_config,
         per_device_batch_size=runtime.per_device_batch_size,
         seq_len=seq_len,
         precision=accelerator.mixed_precision,
-        optimizer=args.optimizer,
+        optimizer_bytes=optimizer_bytes,
         averaged=args.ema_decay is not None,
         device_type=accelerator.device.type,
         attention=runtime.attention,
@@ -98,9 +101,9 @@ def _log_memory_and_disk(
     )
     disk = disk_bytes(
         model_config,
-        optimizer=args.optimizer,
+        optimizer_bytes=optimizer_bytes,
         averaged=args.ema_decay is not None,
-        keep_checkpoints=args.keep_checkpoints,
+        num_checkpoints=max_checkpoints(args, args.max_steps),
     )
     logger.info(
         "estimate: about %s of memory per process (%s for logits) plus torch's own, %s of disk",

@@ -10,6 +10,7 @@ from tinystories_slm.hardware.malloc import describe_allocator
 from tinystories_slm.kernels.attention import MATMUL, choose_attention
 from tinystories_slm.kernels.training import unsupported_reason
 from tinystories_slm.model_costs import Memory, memory_bytes
+from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.precision import resolve_precision
 
 # A CPU is 4 to 7 % faster with several thousand tokens per forward pass than with one thousand. A small model
@@ -146,12 +147,13 @@ def estimate_memory(
 ) -> Memory:
     """Estimate the memory of training on one device with a micro-batch of `rows`; see `memory_bytes`."""
     attention, compiled = resolve_attention(config, device), resolve_compile(config.train, device)
+    model_config = config.model_config(vocab_size=vocab_size)
     return memory_bytes(
-        config.model_config(vocab_size=vocab_size),
+        model_config,
         per_device_batch_size=rows,
         seq_len=config.data.seq_len,
         precision=precision,
-        optimizer=config.train.optimizer,
+        optimizer_bytes=optimizer_spec(config.train.optimizer).state_bytes(model_config),
         averaged=config.train.ema_decay is not None,
         device_type=device.type,
         attention=attention,

@@ -3,18 +3,14 @@
 import math
 
 from tinystories_slm.config import TrainArgs
+from tinystories_slm.training.optimizers import optimizer_spec
 
 REFERENCE_WIDTH = 256
 REFERENCE_TOKENS = 4096
 """Model width and tokens per optimizer step at which `train.lr_scaling` leaves `train.lr` unchanged."""
 
-# Values from theory; from width 64 to 256 the best rate fell faster in short runs (docs/recipe.md).
-# Width: the effect of an update on an activation is constant if AdamW's rate falls as 1 / width (Yang et al.,
-# muP, arXiv 2203.03466). Muon's update, scaled to AdamW's RMS (Liu et al., arXiv 2502.16982), has a spectral
-# norm that grows as sqrt(width); AdamW's grows as width. Batch: square root (Malladi et al., arXiv
-# 2205.10782).
-WIDTH_EXPONENT = {"adamw": -1.0, "muon": -0.5}
 TOKENS_EXPONENT = 0.5
+"""The peak rate is proportional to the square root of the batch (Malladi et al., arXiv 2205.10782)."""
 
 
 def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float:
@@ -26,7 +22,7 @@ def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float
     """
     if not args.lr_scaling:
         return args.lr
-    width = (hidden_size / REFERENCE_WIDTH) ** WIDTH_EXPONENT[args.optimizer]
+    width = (hidden_size / REFERENCE_WIDTH) ** optimizer_spec(args.optimizer).width_exponent
     return args.lr * width * (tokens_per_step / REFERENCE_TOKENS) ** TOKENS_EXPONENT
 
 

@@ -29,6 +29,7 @@ export class StoryGenerator {
     Object.assign(this, { ort, session, tokenizer });
     this.bosTokenId = generation.bos_token_id ?? generation.eos_token_id;
     this.stopTokenIds = [generation.eos_token_id].flat();
+    this.suppressedIds = generation.suppress_tokens ?? [];
     this.context = config.max_position_embeddings ?? config.n_positions;
     this.layers = config.num_hidden_layers ?? config.n_layer;
     this.heads = config.num_key_value_heads ?? config.num_attention_heads ?? config.n_head;
@@ -38,8 +39,8 @@ export class StoryGenerator {
   // Calls `onText(text so far)` after each token. Stops at a stop token, at the end of the context, or when
   // `signal` is aborted; `finishReason` of the result is then "stop", "length" or "aborted".
   async generate(prompt, { temperature, topK, topP, seed }, onText, signal) {
-    const promptIds = this.tokenizer.encode(prompt).ids;
-    // In training an end token precedes each story, so the prompt starts with one.
+    // In training an end token precedes each story, so the prompt starts with one, and not with two.
+    const promptIds = this.tokenizer.encode(prompt, { add_special_tokens: false }).ids;
     const ids = promptIds[0] === this.bosTokenId ? promptIds : [this.bosTokenId, ...promptIds];
     if (ids.length >= this.context) {
       throw new StoryError(`The prompt has ${ids.length} tokens, but the model's context is ${this.context}. Shorten the prompt.`);
@@ -58,6 +59,7 @@ export class StoryGenerator {
       }
       const { logits, ...present } = await this.session.run({ ...this.inputs(newIds, ids.length), ...cache });
       const last = logits.data.subarray(logits.data.length - logits.dims[2]);
+      for (const id of this.suppressedIds) last[id] = -Infinity;
       const next = sampleToken(last, { temperature, topK, topP }, random);
       tokens += 1;
       if (this.stopTokenIds.includes(next)) {

@@ -22,9 +22,10 @@ from tinystories_slm.model.modeling_tinystories import (
 )
 
 _ACTIVATIONS = {
-    ("gpt2", "gelu_pytorch_tanh"): bindings.GELU_TANH,
-    ("llama", "silu"): bindings.SILU_GATED,
-    ("llama", "relu2"): bindings.RELU2_GATED,
+    # (gated, activation)
+    (False, "gelu_pytorch_tanh"): bindings.GELU_TANH,
+    (True, "silu"): bindings.SILU_GATED,
+    (True, "relu2"): bindings.RELU2_GATED,
 }
 # Bytes of logits held at a time. More are not faster; fewer mean more chunks, each of which adds its gradient
 # of the head to the total.
@@ -35,7 +36,7 @@ def unsupported_reason(config: TinyStoriesConfig, device: torch.device, dtype: t
     """Explain why the kernels cannot train this model; empty if they can."""
     if device.type != "cpu":
         return f"the kernels run on a CPU, not on {device.type}"
-    if (config.family, config.hidden_act) not in _ACTIVATIONS:
+    if (config.has_gated_mlp, config.hidden_act) not in _ACTIVATIONS:
         return f"no kernel for {config.hidden_act}"
     if config.bias:
         return "no kernel for biases"
@@ -85,8 +86,8 @@ class FusedDecoderLayer(TinyStoriesDecoderLayer):
             num_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            activation=_ACTIVATIONS[config.family, config.hidden_act],
-            centered=config.family == "gpt2",
+            activation=_ACTIVATIONS[config.has_gated_mlp, config.hidden_act],
+            centered=not config.has_rms_norm,
             eps=config.norm_eps,
         )
         norms = [self.input_layernorm.weight, self.post_attention_layernorm.weight]
@@ -227,7 +228,7 @@ def saved_bytes_per_token(config: TinyStoriesConfig, seq_len: int, width: int) -
     (C). Every norm also saves a mean and a scale in float32.
     """
     C, q = config.hidden_size, config.num_attention_heads * config.head_dim
-    k, ups = config.num_key_value_heads * config.head_dim, 1 if config.family == "gpt2" else 2
+    k, ups = config.num_key_value_heads * config.head_dim, 2 if config.has_gated_mlp else 1
     block = 2 * C + 2 * q + 2 * k + ups * config.intermediate_size
     block += config.num_attention_heads * mean_attended_keys(seq_len)
     return config.num_hidden_layers * (width * block + 4 * 4) + width * 2 * C + 4 * 2
@@ -236,7 +237,7 @@ def saved_bytes_per_token(config: TinyStoriesConfig, seq_len: int, width: int) -
 def num_concatenated_weights(config: TinyStoriesConfig) -> int:
     """Number of weights of one block that `_block_weights` concatenates, and so copies in float32."""
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
-    ups = 0 if config.family == "gpt2" else 2 * config.intermediate_size
+    ups = 2 * config.intermediate_size if config.has_gated_mlp else 0
     return config.hidden_size * (heads * config.head_dim + ups)
 
 

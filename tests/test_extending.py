@@ -1,0 +1,118 @@
+"""docs/extending.md: its examples run as they stand, and the parts that they add take effect."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from tinystories_slm.config import parse_config
+from tinystories_slm.data.packing import PACKINGS, packing_class
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.tasks import EVAL_TASKS, parse_task_names
+from tinystories_slm.export.exporters import EXPORT_FORMATS
+from tinystories_slm.training.checkpoints import read_progress
+from tinystories_slm.training.optimizers import OPTIMIZERS, optimizer_spec
+from tinystories_slm.training.retention import RETENTION_RULES, retention_rule
+
+REGISTRIES = [OPTIMIZERS, PACKINGS, EVAL_TASKS, RETENTION_RULES, EXPORT_FORMATS]
+
+
+@pytest.fixture
+def restored_registries():
+    before = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch, restored_registries):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6 and all(block.count("\n") <= 40 for block in blocks)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), names)
+
+    run_dir = tmp_path / "runs/extended"
+    kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert str(kept) in text and len(kept) == 3
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    [words] = [line["val/words"] for line in lines if "val/words" in line]
+    assert words >= 4  # the prompt alone has four
+    # Random weights predict with the entropy of the vocabulary, ln 500 = 6.2; the mean over fewer labels must
+    # be the same.
+    assert lines[0]["train/loss"] == pytest.approx(6.2, abs=0.3)
+    assert read_progress(run_dir / "checkpoints/step_000025").finished
+    assert (run_dir / "npz/export.json").is_file()
+
+
+def test_labels_of_unequal_number_are_weighted_by_token(tiny_run, restored_registries):
+    """The micro-batch must not change the loss of a step where rows have unequal numbers of labels."""
+    from tinystories_slm.data.packing import IGNORED_LABEL, ContiguousPacking
+    from tinystories_slm.training.loop import train
+
+    class Unequal(ContiguousPacking):
+        def labels(self, input_ids: np.ndarray) -> np.ndarray:
+            labels = input_ids.copy()
+            labels[::2, 3:] = IGNORED_LABEL
+            return labels
+
+    PACKINGS["unequal"] = Unequal
+    losses = []
+    for rows in ("1", "8"):
+        run_dir = train(
+            tiny_run(
+                *("--data.packing", "unequal", "--train.per_device_batch_size", rows),
+                *("--train.max_steps", "3", "--train.warmup_steps", "1", "--train.lr", "0.1"),
+                name=f"rows{rows}",
+            )
+        )
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("find", "message"),
+    [
+        (optimizer_spec, r"train.optimizer \(x\): must be one of adamw, muon"),
+        (packing_class, r"data.packing \(x\): must be one of contiguous, document"),
+        (retention_rule, r"train.retention \(x\): must be one of newest, all, powers_of_two"),
+        (
+            lambda name: parse_task_names(f"ended,{name}", "train.eval_tasks"),
+            r"train.eval_tasks \(x\): must be among ended, grammar",
+        ),
+    ],
+)
+def test_unknown_names_list_the_known_ones(find, message):
+    with pytest.raises(UserError, match=message):
+        find("x")
+
+
+def test_a_run_with_an_unknown_name_writes_nothing(tiny_run):
+    from tinystories_slm.training.loop import train
+
+    for option in ("train.optimizer", "data.packing", "train.retention", "train.eval_tasks"):
+        config = tiny_run(f"--{option}", "adamm")
+        with pytest.raises(UserError, match=rf"{option} \(adamm\)"):
+            train(config)
+        assert not config.output_dir.exists()
+
+
+def test_optimizer_facts_are_those_of_its_state():
+    """`skips_on_device`: torch's fused AdamW reads `found_inf`; Muon does not."""
+    config = parse_config([]).model_config(vocab_size=500)
+    assert OPTIMIZERS["muon"].state_bytes(config) < OPTIMIZERS["adamw"].state_bytes(config)
+    weight = torch.nn.Parameter(torch.ones(4))
+    weight.grad = torch.full((4,), torch.inf)
+    adamw = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    adamw.found_inf = torch.tensor(1.0)
+    adamw.step()
+    assert OPTIMIZERS["adamw"].skips_on_device and weight.tolist() == [1.0] * 4

@@ -1,0 +1,164 @@
+"""Choose the stories that `evaluate` scores, and count those that the model was trained on."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.sources import in_validation, is_on_hub, needs_holdout, open_stories
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.training_data import TrainingData
+
+logger = logging.getLogger(__name__)
+
+WHOLE = "all"
+"""Value of `split` in the scores of a source with one split that is scored whole."""
+_DEFAULT_FRACTION = 0.05
+
+WasTrainedOn = Callable[[int, str], bool]
+"""Index of a story in the split it is read from, and its text -> whether the model was trained on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorySelection:
+    """Stories to score, and where they come from."""
+
+    texts: list[str]
+    split: str
+    """Split of the source, `validation` for held-out stories, or `WHOLE`."""
+    validation_fraction: float | None
+    """Share of the training split that was held out; None if the stories are a split of the source."""
+    num_split_stories: int
+    """Stories in the split, of which `texts` are the first."""
+    num_source_stories: int
+    """Stories that were read; more than `num_split_stories` if the split was held out of them."""
+    num_training_stories: int | None
+    """Number of `texts` that the model was trained on; None if the training data are unknown."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields that the scores contain."""
+        return {
+            "split": self.split,
+            "validation_fraction": self.validation_fraction,
+            "num_split_stories": self.num_split_stories,
+            "num_source_stories": self.num_source_stories,
+            "num_training_stories": self.num_training_stories,
+        }
+
+
+def select_stories(
+    args: EvaluateArgs, revision: str, trained_on: Sequence[TrainingData] | None
+) -> StorySelection:
+    """Return the stories of `args.data` at `revision` to score with a model that was trained on `trained_on`.
+
+    `args.split` names a split of the source. A missing `validation` is
+    - every story, if the source has one split and the model was not trained on it;
+    - the stories that were held out of training, if the model was trained on this source;
+    - otherwise a hold-out by `args.validation_split` and `args.validation_fraction`.
+
+    Raises:
+        UserError: the source cannot be read, lacks the split, or has no such stories.
+    """
+    splits = open_stories(
+        args.data, text_column=args.text_column, revision=revision if is_on_hub(args.data) else None
+    )
+    same_source = [data for data in trained_on or () if data.is_from(args.data, revision)]
+    is_default = args.validation_split is None and args.validation_fraction is None
+    source_split, split, fraction = _find_split(args, splits, same_source, is_default=is_default)
+    if fraction is not None and same_source and all(data.revision != revision for data in same_source):
+        logger.warning(
+            "%s has the name of the model's training data and other contents: scoring only the stories that "
+            "a hash of their text holds out; if all are new to the model, rename it, or use --split train",
+            args.data,
+        )
+    was_trained_on = partial(_is_in_training, same_source, splits, source_split, revision)
+    # A model that started from another one may have been trained on stories that only its last run held out.
+    excluded = was_trained_on if is_default and fraction is not None else _never
+    texts: list[str] = []
+    num_source = num_split = num_trained = 0
+    for index, text in enumerate(splits[source_split]()):
+        num_source += 1
+        if (fraction is not None and not in_validation(text, fraction)) or excluded(index, text):
+            continue
+        num_split += 1
+        if args.max_stories is None or len(texts) < args.max_stories:
+            texts.append(text)
+            num_trained += was_trained_on(index, text)
+    if not texts:
+        raise _empty_error(args, split, fraction)
+    return StorySelection(
+        texts=texts,
+        split=split,
+        validation_fraction=fraction,
+        num_split_stories=num_split,
+        num_source_stories=num_source,
+        num_training_stories=None if trained_on is None else num_trained,
+    )
+
+
+def _find_split(
+    args: EvaluateArgs, splits: Collection[str], same_source: Sequence[TrainingData], *, is_default: bool
+) -> tuple[str, str, float | None]:
+    """Return the split to read, its name in the scores, and the fraction to hold out of it; None for all.
+
+    Raises:
+        UserError: the source lacks the split.
+    """
+    rule = args.validation_split or (same_source[-1].validation_split if same_source else "auto")
+    holds_out = args.split == "validation" and needs_holdout(splits, rule)
+    if args.split in splits and not holds_out:
+        return args.split, args.split, None
+    is_other_source = is_default and not same_source and args.data != BUILTIN
+    if args.split == "validation" and len(splits) == 1 and (is_other_source or not holds_out):
+        return next(iter(splits)), WHOLE, None
+    if holds_out:
+        default = same_source[-1].validation_fraction if same_source else _DEFAULT_FRACTION
+        return "train", "validation", args.validation_fraction or default
+    available = ", ".join(map(repr, sorted(splits)))
+    raise UserError(
+        f"data.source ({args.data}) has no split {args.split!r}, only {available}; "
+        "set --split to one of these"
+    )
+
+
+def _is_in_training(
+    same_source: Iterable[TrainingData],
+    splits: Collection[str],
+    source_split: str,
+    revision: str,
+    index: int,
+    text: str,
+) -> bool:
+    """Whether story `index` of `source_split` was a training story of one of the runs `same_source`."""
+    return source_split == "train" and any(
+        not (needs_holdout(splits, data.validation_split) and in_validation(text, data.validation_fraction))
+        # Of an edited source it is unknown which stories were the first ones.
+        and not (data.max_stories is not None and revision == data.revision and index >= data.max_stories)
+        for data in same_source
+    )
+
+
+def count_training_stories(texts: Sequence[str], trained_on: Sequence[TrainingData]) -> int:
+    """Return how many validation stories of the last run in `trained_on` an earlier run was trained on.
+
+    The earlier runs are those of the model that training started from.
+    """
+    *earlier, last = trained_on
+    same_source = [data for data in earlier if data.is_from(last.source, last.revision)]
+    if not all(in_validation(text, last.validation_fraction) for text in texts):
+        return 0  # the source has a validation split, which no run was trained on
+    return sum(_is_in_training(same_source, ["train"], "train", last.revision, 0, text) for text in texts)
+
+
+def _never(index: int, text: str) -> bool:
+    return False
+
+
+def _empty_error(args: EvaluateArgs, split: str, fraction: float | None) -> UserError:
+    held_out = "" if fraction is None else f" (validation_fraction is {fraction})"
+    fix = "use more stories" if fraction is None else "use more stories, or set another --validation_fraction"
+    stories = "stories" if split == WHOLE else f"{split} stories"
+    return UserError(f"data.source ({args.data}) has no {stories}{held_out}; {fix}")
