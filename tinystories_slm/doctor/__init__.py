@@ -49,6 +49,7 @@ def run_diagnostics(config: RunConfig) -> Iterator[Diagnostic]:
         "disk": partial(resources.check_disk, config),
         "memory": partial(resources.check_memory, config, device, run_precision),
         "precision": partial(numerics.check_precision, config, device),
+        "results": partial(numerics.check_results, config, device, run_precision),
         "attention": partial(numerics.check_attention, config, device, run_precision),
         "torch.compile": partial(numerics.check_compile, config, device, run_precision),
         "learning": partial(dry_run.check_learning, config, device, run_precision),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,11 @@ from tinystories_slm.training.builder import prepare_to_train
 from tinystories_slm.training.optimizers import set_learning_rate
 from tinystories_slm.training.runtime import resolve_per_device_batch_size, resolve_runtime
 from tinystories_slm.training.schedule import peak_lr
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 OVERFIT_STEPS = 20
 OVERFIT_BOUND = 0.5
@@ -94,7 +98,7 @@ def check_duration(config: RunConfig, device: torch.device, run_precision: str) 
         yield Diagnostic("time", "slow", text, remedy)
     else:
         yield Diagnostic("time", "ok", text)
-    if device.type == "cpu":
+    if device.type == "cpu" and resource is not None:
         yield from check_page_faults(timings)
 
 
@@ -107,8 +111,9 @@ class StepTiming:
     update_s: float
     """Seconds of gradient clipping and the optimizer."""
     kernel_s: float
-    """CPU seconds of the whole step in kernel mode, summed over all threads."""
+    """CPU seconds of the whole step in kernel mode, summed over all threads; 0 on Windows."""
     page_faults: int
+    """Page faults of the whole step; 0 on Windows."""
 
 
 def check_page_faults(timings: list[StepTiming]) -> Iterator[Diagnostic]:
@@ -154,18 +159,18 @@ class TrialRun:
 
     def timed_step(self) -> StepTiming:
         """Run one optimizer step and return its timing."""
-        usage_before, start_s = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        (kernel_before_s, faults_before), start_s = _kernel_usage(), time.perf_counter()
         self._backward()
         synchronize(self.device)
         backward_end_s = time.perf_counter()
         self._update()
         synchronize(self.device)
-        end_s, usage_after = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+        end_s, (kernel_after_s, faults_after) = time.perf_counter(), _kernel_usage()
         return StepTiming(
             backward_s=backward_end_s - start_s,
             update_s=end_s - backward_end_s,
-            kernel_s=usage_after.ru_stime - usage_before.ru_stime,
-            page_faults=usage_after.ru_minflt - usage_before.ru_minflt,
+            kernel_s=kernel_after_s - kernel_before_s,
+            page_faults=faults_after - faults_before,
         )
 
     def _backward(self) -> torch.Tensor:
@@ -182,6 +187,14 @@ class TrialRun:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
+
+
+def _kernel_usage() -> tuple[float, int]:
+    """Return the CPU seconds in kernel mode and the page faults of this process so far."""
+    if resource is None:
+        return 0.0, 0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_stime, usage.ru_minflt
 
 
 def _timing_batch_size(config: RunConfig, device: torch.device, run_precision: str) -> int:

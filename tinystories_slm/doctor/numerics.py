@@ -14,6 +14,7 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.peak import measure_matmul_flops
 from tinystories_slm.kernels.attention import MATMUL
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
+from tinystories_slm.training.device_check import compare_with_cpu
 from tinystories_slm.training.precision import resolve_precision
 from tinystories_slm.training.runtime import resolve_attention, resolve_compile
 
@@ -70,6 +71,19 @@ def synchronize(device: torch.device) -> None:
     """Wait until `device` has finished all work queued on it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def check_results(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Diagnostic]:
+    """Compare loss and gradients of one batch on an accelerator with those of the CPU."""
+    if device.type == "cpu":
+        return
+    model, ids = _model_and_batch(config, torch.device("cpu"), "eager")
+    error = compare_with_cpu(model, ids, device, run_precision)
+    if error.is_acceptable:
+        yield Diagnostic("results", "ok", f"{device.type}: {error}")
+    else:
+        remedy = "ACCELERATE_USE_CPU=1, or another torch version: results are wrong here"
+        yield Diagnostic("results", "PROBLEM", f"{device.type}: {error}, most in {error.parameter}", remedy)
 
 
 def check_attention(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Diagnostic]:

@@ -54,7 +54,7 @@ def sample(params: SamplingParams, scores: Tensor, rngs: Sequence[random.Random]
     if ids is not None:
         ids, order = ids.sort(dim=-1)
         probabilities = probabilities.gather(-1, order)
-    cumulative = probabilities.to("cpu", torch.float64).cumsum(dim=-1)
+    cumulative = probabilities.cpu().double().cumsum(dim=-1)  # in this order: MPS has no float64
     total = cumulative[:, -1:]
     uniform = torch.tensor([[rng.random()] for rng in rngs], dtype=torch.float64) * total  # (B, 1)
     # Keep the number below the total, to which the product can round up: no token follows the last step.

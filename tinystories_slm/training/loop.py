@@ -144,7 +144,8 @@ def sync_stop_condition(run: TrainingRun) -> None:
                 stop_requests,
                 save_requests,
             ],
-            dtype=torch.float64,
+            # Other devices, such as MPS, have no float64.
+            dtype=torch.float64 if accelerator.device.type in ("cpu", "cuda") else torch.float32,
             device=accelerator.device,
         )
         sums = accelerator.reduce(local, reduction="sum").tolist()

@@ -38,6 +38,7 @@ from tinystories_slm.training.checkpoints import (
     load_checkpoint,
     read_progress,
 )
+from tinystories_slm.training.device_check import check_device
 from tinystories_slm.training.distributed import (
     abandon_process_group,
     broadcast_from_main,
@@ -269,6 +270,7 @@ def _build_run(
     set_seed(args.seed)
     model = _build_model(config, data, checkpoint)
     ema, optimizers = prepare_to_train(model, args, runtime)
+    check_device(model, data.dataset, accelerator.device, runtime.precision)
     prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
         ema.model.to(accelerator.device)

@@ -10,15 +10,23 @@ V vocabulary; S is the capacity of the cache in positions. */
 
 enum { LANES = 16, BLOCK = 16 * LANES, MAX_HEAD_DIM = 256 };
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline lanes load_lanes(const elem_t *x) {
-#ifdef BFLOAT16
-    typedef uint16_t bf16_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-    typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-    return (lanes)(__builtin_convertvector(*(const bf16_lanes *)x, bits) << 16);
+/* Floats in a vector register: gcc keeps wider vectors in memory. */
+#if defined(__AVX512F__)
+enum { WIDTH = 16 };
+#elif defined(__AVX__)
+enum { WIDTH = 8 };
 #else
-    return *(const lanes *)x;
+enum { WIDTH = 4 };
+#endif
+typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+static inline vector load_vector(const elem_t *x) {
+#ifdef BFLOAT16
+    typedef uint16_t bf16_vector __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+    typedef uint32_t bits __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+    return (vector)(__builtin_convertvector(*(const bf16_vector *)x, bits) << 16);
+#else
+    return *(const vector *)x;
 #endif
 }
 
@@ -53,18 +61,18 @@ typedef struct {
 static void matvec(float *y, const elem_t *W, const float *bias, const float *x, int64_t n, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
         const elem_t *w = W + i * n;
-        lanes a = {0}, b = {0}, c = {0}, d = {0};
+        vector a = {0}, b = {0}, c = {0}, d = {0};
         int64_t j = 0;
-        for (; j + 4 * LANES <= n; j += 4 * LANES) {
-            a += load_lanes(w + j) * *(const lanes *)(x + j);
-            b += load_lanes(w + j + LANES) * *(const lanes *)(x + j + LANES);
-            c += load_lanes(w + j + 2 * LANES) * *(const lanes *)(x + j + 2 * LANES);
-            d += load_lanes(w + j + 3 * LANES) * *(const lanes *)(x + j + 3 * LANES);
+        for (; j + 4 * WIDTH <= n; j += 4 * WIDTH) {
+            a += load_vector(w + j) * *(const vector *)(x + j);
+            b += load_vector(w + j + WIDTH) * *(const vector *)(x + j + WIDTH);
+            c += load_vector(w + j + 2 * WIDTH) * *(const vector *)(x + j + 2 * WIDTH);
+            d += load_vector(w + j + 3 * WIDTH) * *(const vector *)(x + j + 3 * WIDTH);
         }
         a = (a + b) + (c + d);
         float sum = bias ? bias[i] : 0;
         for (; j < n; j++) sum += to_float(w[j]) * x[j];
-        for (int lane = 0; lane < LANES; lane++) sum += a[lane];
+        for (int lane = 0; lane < WIDTH; lane++) sum += a[lane];
         y[i] = sum;
     }
 }
@@ -116,14 +124,16 @@ attend_query(float *out, const float *q, const elem_t *keys, const elem_t *value
         int64_t size = n - start < BLOCK ? n - start : BLOCK;
         for (int64_t s = 0; s < size; s += LANES) { /* scores past n are computed but not used */
             const elem_t *key = keys + (start + s) * D;
-            lanes even = {0}, odd = {0};
             prefetch(values + (start + s) * D, LANES * D);
-            for (int64_t d = 0; d + 1 < D; d += 2) {
-                even += q[d] * load_lanes(key + d * LANES);
-                odd += q[d + 1] * load_lanes(key + (d + 1) * LANES);
+            for (int lane = 0; lane < LANES; lane += WIDTH, key += WIDTH) {
+                vector even = {0}, odd = {0};
+                for (int64_t d = 0; d + 1 < D; d += 2) {
+                    even += q[d] * load_vector(key + d * LANES);
+                    odd += q[d + 1] * load_vector(key + (d + 1) * LANES);
+                }
+                if (D % 2) even += q[D - 1] * load_vector(key + (D - 1) * LANES);
+                *(vector *)(weights + s + lane) = (even + odd) * scale;
             }
-            if (D % 2) even += q[D - 1] * load_lanes(key + (D - 1) * LANES);
-            *(lanes *)(weights + s) = (even + odd) * scale;
         }
         float new_max_score = max_score;
         for (int64_t s = 0; s < size; s++) new_max_score = weights[s] > new_max_score ? weights[s] : new_max_score;
@@ -132,15 +142,15 @@ attend_query(float *out, const float *q, const elem_t *keys, const elem_t *value
         for (int64_t s = 0; s < size; s++) weights[s] = expf(weights[s] - max_score);
         for (int64_t s = 0; s < size; s++) sum += weights[s];
         int64_t d = 0;
-        for (; d + 2 * LANES <= D; d += 2 * LANES) {
-            lanes low = *(lanes *)(weighted_sum + d) * rescale, high = *(lanes *)(weighted_sum + d + LANES) * rescale;
+        for (; d + 2 * WIDTH <= D; d += 2 * WIDTH) {
+            vector low = *(vector *)(weighted_sum + d) * rescale, high = *(vector *)(weighted_sum + d + WIDTH) * rescale;
             for (int64_t s = 0; s < size; s++) {
                 const elem_t *value = values + (start + s) * D + d;
                 if (d == 0) prefetch(next_keys + (start + s) * D, D);
-                low += weights[s] * load_lanes(value);
-                high += weights[s] * load_lanes(value + LANES);
+                low += weights[s] * load_vector(value);
+                high += weights[s] * load_vector(value + WIDTH);
             }
-            *(lanes *)(weighted_sum + d) = low, *(lanes *)(weighted_sum + d + LANES) = high;
+            *(vector *)(weighted_sum + d) = low, *(vector *)(weighted_sum + d + WIDTH) = high;
         }
         for (; d < D; d++) {
             weighted_sum[d] *= rescale;

@@ -17,12 +17,31 @@ of threads. */
 #define SIMD_MAX(x) SIMD_REDUCTION(omp simd reduction(max : x))
 #define SIMD_REDUCTION(x) _Pragma(#x)
 
+/* floorf and x - whole * ln 2, for |x| < 100, as vector instructions. Without those of SSE4.1 and FMA the functions
+   of math.h are calls of a library. A double is exact enough in any order of operations. */
+static inline float floor_(float x) {
+#if defined(__x86_64__) && !defined(__SSE4_1__)
+    float whole = (float)(int32_t)x;
+    return whole - (whole > x ? 1.0f : 0.0f);
+#else
+    return floorf(x);
+#endif
+}
+
+static inline float minus_ln2_times(float x, float whole) {
+#if defined(__x86_64__) && !defined(__FMA__)
+    return (float)((double)x - (double)whole * 0.69314718055994531);
+#else
+    return __builtin_fmaf(whole, 2.12194440e-4f, __builtin_fmaf(whole, -0.693359375f, x));
+#endif
+}
+
 /* e^x to 1e-7 (Cephes' polynomial), in operations that a compiler vectorizes; NaN stays NaN. */
 static inline float exp_(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float whole = floorf(x * 1.44269504f + 0.5f);
-    float rest = __builtin_fmaf(whole, 2.12194440e-4f, __builtin_fmaf(whole, -0.693359375f, x));
+    float whole = floor_(x * 1.44269504f + 0.5f);
+    float rest = minus_ln2_times(x, whole);
     float p = 1.9875691500e-4f;
     p = p * rest + 1.3981999507e-3f;
     p = p * rest + 8.3334519073e-3f;
