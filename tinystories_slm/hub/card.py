@@ -30,8 +30,8 @@ DATA_LICENSES = {
     BUILTIN: "MIT, like the package that generates them",
 }
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
-"""Versions of transformers that the tests run the model's code with: the lowest that setup.cfg allows, the
-last with the earlier name of the cache, and the newest (constraints.txt)."""
+"""Versions of transformers that the model's code was run with (docs/versions.md): the lowest that setup.cfg
+allows, the last with the earlier name of the cache, and the newest (constraints.txt)."""
 _MAX_STORIES = 3
 # Key of evaluation.json: name in the metadata, label in the table, format.
 _METRICS = {
