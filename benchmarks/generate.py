@@ -1,12 +1,13 @@
 """Compare generation speed: ours, GPT2LMHeadModel.generate and llama2.c, interleaved.
 
     python benchmarks/generate.py --llama2c PATH      # a checkout of github.com/karpathy/llama2.c
+    python benchmarks/generate.py --device cuda       # a GPU: against transformers' loop, static cache too
 
 The shape is that of configs/9m.yaml: 8 layers x 256, 8 heads, vocabulary 10,000, context 256. All generate
 from random weights; one row samples, all others are greedy; no text ends early. llama2.c is built by its own
 `make runomp` in a scratch folder and measures its own time; without --llama2c its row is omitted. Writes
-benchmarks/results/generate.json, docs/generate_speed.png and the table of docs/generation.md. `--quick` runs
-everything in seconds and writes nothing.
+benchmarks/results/generate.json, docs/generate_speed.png and the table of docs/generation.md; on a GPU
+generate_cuda.json and its table. `--quick` runs everything in seconds and writes nothing.
 """
 
 import argparse
@@ -55,13 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama2c", type=Path, help="checkout of llama2.c")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="few tokens, few stories; writes nothing")
     args = parser.parse_args(argv)
     transformers_logging.set_verbosity_error()  # GPT-2's own stop token is not in this vocabulary
     num_tokens, many = (8, 4) if args.quick else (200, 256)
 
-    contenders = _build_contenders(many)
-    if args.llama2c is None:
+    on_gpu = args.device == "cuda"
+    contenders = _build_gpu_contenders(many) if on_gpu else _build_contenders(many)
+    if on_gpu:  # transformers compiles a static cache of each length anew
+        speeds = _measure(contenders, args.rounds, num_tokens, warm_up_tokens=num_tokens)
+    elif args.llama2c is None:
         print("llama2.c is omitted; use --llama2c PATH")
         speeds = _measure(contenders, args.rounds, num_tokens)
     else:
@@ -88,75 +93,108 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tokens_per_second": speeds,
         "ratios": ratios,
     }
-    write_result("generate", result)
-    fill_table(PAGE, "python benchmarks/generate.py", table)
-    draw(speeds, PICTURE)
+    write_result("generate_cuda" if on_gpu else "generate", result)
+    fill_table(PAGE, f"python benchmarks/generate.py{' --device cuda' if on_gpu else ''}", table)
+    if not on_gpu:
+        draw(speeds, PICTURE)
 
 
-def _measure(contenders: dict[str, Callable[[int], float]], rounds: int, num_tokens: int) -> dict[str, Stats]:
-    """Tokens per second of each contender, after a warm-up of four tokens."""
+def _measure(
+    contenders: dict[str, Callable[[int], float]], rounds: int, num_tokens: int, *, warm_up_tokens: int = 4
+) -> dict[str, Stats]:
+    """Tokens per second of each contender, after a warm-up."""
     for generate in contenders.values():
-        generate(4)
+        generate(warm_up_tokens)
     contenders = {name: partial(generate, num_tokens) for name, generate in contenders.items()}
     return {name: Stats.of(speeds) for name, speeds in run_interleaved(contenders, rounds).items()}
 
 
 def _build_contenders(many: int) -> dict[str, Callable[[int], float]]:
     """Return functions that generate a number of new tokens per story and return tokens per second."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}
-    theirs = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=CONTEXT)).eval()
-    gpt2 = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT)).eval()
-    llama = TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT, family="llama")).eval()
+    theirs, gpt2, llama = _build_models()
     bf16 = {
         name: type(model)(model.config).eval().to(torch.bfloat16)
         for name, model in (("theirs", theirs), ("gpt2", gpt2))
     }
-
-    def transformers_loop(model: PreTrainedModel, stories: int, num_tokens: int) -> float:
-        ids = torch.randint(2, VOCAB, (stories, PROMPT_LENGTH))
-        started_s = time.perf_counter()
-        generated = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert generated.shape == (stories, PROMPT_LENGTH + num_tokens)
-        return stories * num_tokens / (time.perf_counter() - started_s)
-
-    def ours(model: PreTrainedModel, stories: int, sampling: SamplingParams, num_tokens: int) -> float:
-        ids = torch.randint(2, VOCAB, (1, PROMPT_LENGTH)).expand(stories, -1)
-        started_s = time.perf_counter()
-        loop = partial(
-            decode,
-            seeds=range(stories),
-            new_token_limits=[num_tokens] * stories,
-            sampling=sampling,
-            stop_ids=[],
-            batch_size=stories,
-            backend=resolve_backend(model)[0],
-        )
-        completions = model.generate(ids, custom_generate=loop, max_new_tokens=num_tokens)
-        assert sum(len(new_ids) for _, new_ids in completions) == stories * num_tokens
-        return stories * num_tokens / (time.perf_counter() - started_s)
-
     return {
-        GPT2_ONE: partial(transformers_loop, theirs, 1),
-        "ours, gpt2, 1 story, transformers' loop": partial(transformers_loop, gpt2, 1),
-        "ours, gpt2, 1 story": partial(ours, gpt2, 1, GREEDY),
-        "ours, llama, 1 story": partial(ours, llama, 1, GREEDY),
-        "ours, gpt2, bfloat16, 1 story": partial(ours, bf16["gpt2"], 1, GREEDY),
-        GPT2_MANY: partial(transformers_loop, theirs, min(many, 32)),
+        GPT2_ONE: partial(_transformers_loop, theirs, 1),
+        "ours, gpt2, 1 story, transformers' loop": partial(_transformers_loop, gpt2, 1),
+        "ours, gpt2, 1 story": partial(_ours, gpt2, 1, GREEDY),
+        "ours, llama, 1 story": partial(_ours, llama, 1, GREEDY),
+        "ours, gpt2, bfloat16, 1 story": partial(_ours, bf16["gpt2"], 1, GREEDY),
+        GPT2_MANY: partial(_transformers_loop, theirs, min(many, 32)),
         "GPT2LMHeadModel.generate, bfloat16, 32 stories": partial(
-            transformers_loop, bf16["theirs"], min(many, 32)
+            _transformers_loop, bf16["theirs"], min(many, 32)
         ),
-        f"ours, gpt2, {many} stories": partial(ours, gpt2, many, GREEDY),
-        f"ours, gpt2, bfloat16, {many} stories": partial(ours, bf16["gpt2"], many, GREEDY),
-        f"ours, gpt2, bfloat16, {many} stories, sampled": partial(ours, bf16["gpt2"], many, SAMPLED),
+        f"ours, gpt2, {many} stories": partial(_ours, gpt2, many, GREEDY),
+        f"ours, gpt2, bfloat16, {many} stories": partial(_ours, bf16["gpt2"], many, GREEDY),
+        f"ours, gpt2, bfloat16, {many} stories, sampled": partial(_ours, bf16["gpt2"], many, SAMPLED),
     }
+
+
+def _build_gpu_contenders(many: int) -> dict[str, Callable[[int], float]]:
+    """As `_build_contenders`, in bfloat16 on a GPU; a static cache is compiled by transformers."""
+    theirs, gpt2, llama = (model.to("cuda", torch.bfloat16) for model in _build_models())
+    static = {"cache_implementation": "static"}
+    return {
+        GPT2_ONE: partial(_transformers_loop, theirs, 1),
+        "GPT2LMHeadModel.generate, static cache, 1 story": partial(_transformers_loop, theirs, 1, **static),
+        "ours, gpt2, 1 story, transformers' loop": partial(_transformers_loop, gpt2, 1),
+        "ours, gpt2, 1 story, transformers' loop, static cache": partial(
+            _transformers_loop, gpt2, 1, **static
+        ),
+        "ours, gpt2, 1 story": partial(_ours, gpt2, 1, GREEDY),
+        "ours, llama, 1 story": partial(_ours, llama, 1, GREEDY),
+        GPT2_MANY: partial(_transformers_loop, theirs, min(many, 32)),
+        f"GPT2LMHeadModel.generate, {many} stories": partial(_transformers_loop, theirs, many),
+        f"ours, gpt2, {many} stories": partial(_ours, gpt2, many, GREEDY),
+        f"ours, gpt2, {many} stories, sampled": partial(_ours, gpt2, many, SAMPLED),
+    }
+
+
+def _build_models() -> tuple[PreTrainedModel, TinyStoriesForCausalLM, TinyStoriesForCausalLM]:
+    """GPT2LMHeadModel, and ours of both families, with random weights."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}
+    return (
+        GPT2LMHeadModel(GPT2Config(**sizes, n_positions=CONTEXT)).eval(),
+        TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT)).eval(),
+        TinyStoriesForCausalLM(TinyStoriesConfig(**sizes, block_size=CONTEXT, family="llama")).eval(),
+    )
+
+
+def _transformers_loop(model: PreTrainedModel, stories: int, num_tokens: int, **options: object) -> float:
+    ids = torch.randint(2, VOCAB, (stories, PROMPT_LENGTH), device=model.device)
+    started_s = time.perf_counter()
+    generated = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+    generated = generated.tolist()  # waits for a GPU
+    assert {len(row) for row in generated} == {PROMPT_LENGTH + num_tokens}
+    return stories * num_tokens / (time.perf_counter() - started_s)
+
+
+def _ours(model: PreTrainedModel, stories: int, sampling: SamplingParams, num_tokens: int) -> float:
+    ids = torch.randint(2, VOCAB, (1, PROMPT_LENGTH)).expand(stories, -1).to(model.device)
+    started_s = time.perf_counter()
+    loop = partial(
+        decode,
+        seeds=range(stories),
+        new_token_limits=[num_tokens] * stories,
+        sampling=sampling,
+        stop_ids=[],
+        batch_size=stories,
+        backend=resolve_backend(model)[0],
+    )
+    completions = model.generate(ids, custom_generate=loop, max_new_tokens=num_tokens)
+    assert sum(len(new_ids) for _, new_ids in completions) == stories * num_tokens
+    return stories * num_tokens / (time.perf_counter() - started_s)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -91,6 +92,8 @@ def profile_shapes(
 ) -> list[StepProfile]:
     """Profile every shape, compiled and eager, at each of its micro-batches; start none after `seconds`.
 
+    The largest micro-batches are measured first, as the time may not suffice for all.
+
     Raises:
         SystemExit: training would not run on `device`.
     """
@@ -98,14 +101,20 @@ def profile_shapes(
     if device != found:  # the loop uses the best device available, as for a user
         raise SystemExit(f"--device {device}: training would run on {found} here")
     deadline_s = time.perf_counter() + seconds
-    rows = []
-    for name, shape in shapes.items():
-        data = write_random_tokens(scratch / name, vocab_size=shape.vocab_size, num_tokens=2**22)
-        for is_compiled in compiled:
-            for micro_batch in shape.micro_batches:
-                if time.perf_counter() > deadline_s:
-                    rows.append(StepProfile(name, is_compiled, micro_batch, problem="out of time"))
-                    continue
+    data = {
+        name: write_random_tokens(scratch / name, vocab_size=shape.vocab_size, num_tokens=2**22)
+        for name, shape in shapes.items()
+    }
+    rows = {}
+    for size in range(max(len(shape.micro_batches) for shape in shapes.values())):
+        for name, is_compiled in product(shapes, compiled):
+            micro_batches = sorted(shapes[name].micro_batches, reverse=True)
+            if size >= len(micro_batches):
+                continue
+            micro_batch = micro_batches[size]
+            if time.perf_counter() > deadline_s:
+                row = StepProfile(name, is_compiled, micro_batch, problem="out of time")
+            else:
                 options = {
                     "output_dir": scratch / f"run_{len(rows)}",
                     "train.batch_size": micro_batch,
@@ -113,10 +122,11 @@ def profile_shapes(
                     "train.compile": is_compiled,
                     "train.eval_stories": 1,
                 }
-                config = parse_config([*data, *shape.flags("gpt2"), *to_flags(options), *flags])
-                rows.append(_profile(config, name, is_compiled, micro_batch))
-                print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+                config = parse_config([*data[name], *shapes[name].flags("gpt2"), *to_flags(options), *flags])
+                row = _profile(config, name, is_compiled, micro_batch)
+            rows[list(shapes).index(name), not is_compiled, micro_batch] = row
+            print(row, file=sys.stderr, flush=True)
+    return [rows[key] for key in sorted(rows)]
 
 
 def _profile(config: RunConfig, name: str, compiled: bool, micro_batch: int) -> StepProfile:
