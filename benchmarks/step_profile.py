@@ -1,7 +1,7 @@
 """Profile a training step: tokens per second, device utilization, and the synchronizations of the host.
 
 Runs the steps of the training loop (`start_run`, `train_step`, `sync_stop_condition`) in this process, on
-random token ids. Written for CUDA and tested on CPUs only: it has not been run on a GPU.
+random token ids.
 """
 
 import gc
@@ -27,6 +27,7 @@ from tinystories_slm.training.run import TrainingRun, start_run
 # Calls that make the host wait for the device, by the profiler's names.
 _SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 _READ = "aten::_local_scalar_dense"  # a number read from a tensor: a synchronization on a GPU
+OUT_OF_TIME = "out of time"
 _WARM_UP_STEPS, _PROFILED_STEPS, _TIMED_S = 5, 5, 3.0
 
 
@@ -113,7 +114,7 @@ def profile_shapes(
                 continue
             micro_batch = micro_batches[size]
             if time.perf_counter() > deadline_s:
-                row = StepProfile(name, is_compiled, micro_batch, problem="out of time")
+                row = StepProfile(name, is_compiled, micro_batch, problem=OUT_OF_TIME)
             else:
                 options = {
                     "output_dir": scratch / f"run_{len(rows)}",
@@ -165,7 +166,7 @@ def _measure(run: TrainingRun) -> dict[str, float | int]:
     kernels = [
         (event.time_range.start, event.time_range.end)
         for event in profiled.events()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
     # `_time_steps` itself waits twice; the integer division drops these waits.
     waits = sum(counts.get(key, 0) for key in _SYNCHRONIZATIONS)

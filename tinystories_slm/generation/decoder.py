@@ -224,13 +224,20 @@ class Decoder:
             return self._logits
         device = self.embedding.device
         at = torch.tensor(positions, device=device)
+        seen = max(positions) + 1  # from the lists: reading them from `at` would wait for a GPU
+        mask = None
+        if min(positions) + 1 < seen and not self.kernels:
+            mask = (torch.arange(seen, device=device) <= at[:, None])[:, None, None]  # (N, 1, 1, S)
         x = F.embedding(torch.tensor(token_ids, device=device), self.embedding).float()  # (N, C)
         if self.position_embedding is not None:
             x += F.embedding(at, self.position_embedding)
         for index, layer in enumerate(self.layers):
             inner = self._normalize(x, layer.norm_1, layer.norm_1_bias)
             qkv = self._linear(inner, layer.qkv, layer.qkv_bias)
-            attended = self._attend_cpu(index, qkv, at) if self.kernels else self._attend(layer, qkv, at)
+            if self.kernels:
+                attended = self._attend_cpu(index, qkv, at)
+            else:
+                attended = self._attend(layer, qkv, at, seen, mask)
             x += self._linear(attended, layer.out, layer.out_bias)
             inner = self._normalize(x, layer.norm_2, layer.norm_2_bias)
             inner = self._linear(inner, layer.up, layer.up_bias)
@@ -267,7 +274,11 @@ class Decoder:
             return self.activation(gate) * inner
         return self.activation(inner)
 
-    def _attend(self, layer: _Layer, qkv: Tensor, at: Tensor) -> Tensor:
+    def _attend(self, layer: _Layer, qkv: Tensor, at: Tensor, seen: int, mask: Tensor | None) -> Tensor:
+        """Attend with `qkv` (N, (H + 2K) D) at `at` (N,) over the first `seen` positions of the cache.
+
+        `mask` (N, 1, 1, seen) marks the positions of each sequence; None if all have `seen`.
+        """
         config, count = self.config, len(at)
         qkv = qkv.view(count, -1, config.head_dim)  # (N, H + 2K, D)
         sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -284,11 +295,7 @@ class Decoder:
             key = apply_rotary_pos_emb(key.unsqueeze(2), cos, sin).squeeze(2)
         slots = torch.arange(count, device=at.device)
         layer.keys[slots, :, at], layer.values[slots, :, at] = key, value
-        longest = int(at.max()) + 1
-        keys, values = layer.keys[:count, :, :longest], layer.values[:count, :, :longest]
-        mask = None
-        if int(at.min()) + 1 < longest:
-            mask = (torch.arange(longest, device=at.device) <= at[:, None])[:, None, None]  # (N, 1, 1, S)
+        keys, values = layer.keys[:count, :, :seen], layer.values[:count, :, :seen]
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
         return attended.reshape(count, -1)
 

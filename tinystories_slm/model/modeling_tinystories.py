@@ -11,6 +11,7 @@ D head_dim, V vocabulary.
 import dataclasses
 import inspect
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -424,35 +425,39 @@ _IGNORED_LABEL = -100
 """Label of a token that the loss ignores, PyTorch's default."""
 
 
+LogitGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross entropy of labels (N,) under the logits `hidden @ weight.T`, in chunks of rows.
 
-    Forward also computes the gradient of a chunk's logits, softmax(logits) - one_hot(label), and multiplies
-    it by the head; backward only scales the results (as Liger's fused loss, arXiv 2410.10989). Products run
-    in the dtype of `hidden`, everything else in float32.
+    Forward also computes the gradient of a chunk's logits (`logit_gradient`) and multiplies it by the head;
+    backward only scales the results (as Liger's fused loss, arXiv 2410.10989). Products run in the dtype of
+    `hidden`, sums in float32.
     `torch.nn.functional.linear_cross_entropy` takes twice as long on a CPU and rounds a bfloat16 loss.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, num_rows: int) -> Tensor:
-        head = weight.to(hidden.dtype)  # (V, C)
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, num_rows: int, logit_gradient: LogitGradient
+    ) -> Tensor:
+        head = _pad_head(weight.to(hidden.dtype))  # (V', C)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        weight_grad = torch.zeros_like(head, dtype=torch.float32)
         for rows, targets, rows_grad in zip(
             hidden.split(num_rows), labels.split(num_rows), hidden_grad.split(num_rows), strict=True
         ):
             counted = (targets != _IGNORED_LABEL).unsqueeze(1)  # (n, 1)
             targets = targets.clamp(min=0).unsqueeze(1)
-            grad = nn.functional.softmax(rows @ head.T, dim=-1, dtype=torch.float32)  # (n, V)
-            smallest = torch.finfo(torch.float32).tiny  # a probability that underflows costs 87 nats, not inf
-            loss -= (grad.gather(1, targets).clamp(min=smallest).log() * counted).sum()
-            grad.scatter_add_(1, targets, grad.new_full((), -1.0).expand_as(targets))
-            grad = grad.to(hidden.dtype)
+            logits = rows @ head.T  # (n, V')
+            logits[:, len(weight) :].fill_(-torch.inf)
+            losses, grad = logit_gradient(logits, targets)
+            loss += (losses * counted).sum()
             torch.mm(grad, head, out=rows_grad)
             rows_grad.mul_(counted)
             weight_grad += grad.T @ (rows * counted)
-        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.save_for_backward(hidden_grad, weight_grad[: len(weight)])
         ctx.weight_dtype = weight.dtype
         return loss
 
@@ -461,31 +466,59 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         # Multiply in float32: the scaled loss gradient of fp16 training overflows fp16.
         hidden_grad = (hidden_grad * loss_grad).to(hidden_grad.dtype)
-        return hidden_grad, weight_grad.mul_(loss_grad).to(ctx.weight_dtype), None, None
+        return hidden_grad, weight_grad.mul_(loss_grad).to(ctx.weight_dtype), None, None, None
+
+
+def _pad_head(head: Tensor) -> Tensor:
+    """Append rows of zeros to `head` (V, C) for a multiple of 64, except on a CPU.
+
+    A GPU multiplies 16-bit matrices by its tensor cores only if the rows are aligned: GPT-2's 50,257 logits
+    are not.
+    """
+    return head if head.device.type == "cpu" else nn.functional.pad(head, (0, 0, 0, -len(head) % 64))
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses (n, 1) of `targets` (n, 1) in float32, and the gradient (n, V) of their sum.
+
+    The gradient is softmax(logits) - one_hot(target), in the dtype of `logits` (n, V).
+    """
+    grad = nn.functional.softmax(logits, dim=-1, dtype=torch.float32)
+    smallest = torch.finfo(torch.float32).tiny  # a probability that underflows costs 87 nats, not inf
+    losses = -grad.gather(1, targets).clamp(min=smallest).log()
+    grad.scatter_add_(1, targets, grad.new_full((), -1.0).expand_as(targets))
+    return losses, grad.to(logits.dtype)
 
 
 def loss_chunk_rows(vocab_size: int, device_type: str) -> int:
     """Rows of logits that `linear_cross_entropy` holds at a time.
 
-    On a CPU they fit its caches; elsewhere they take at most a gigabyte in float32.
+    On a CPU they fit its caches; elsewhere they take at most a gigabyte in float32, and are a power of 2, so
+    that the chunks of a usual batch have equal sizes.
     """
-    return 512 if device_type == "cpu" else max(512, 2**28 // vocab_size)
+    return 512 if device_type == "cpu" else max(512, 2 ** (2**28 // vocab_size).bit_length() // 2)
 
 
 def linear_cross_entropy(
-    hidden_states: Tensor, weight: Tensor, labels: Tensor, num_items: int | Tensor | None = None
+    hidden_states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_items: int | Tensor | None = None,
+    *,
+    logit_gradient: LogitGradient = softmax_gradient,
 ) -> Tensor:
     """Compute `cross_entropy(hidden_states @ weight.T, labels)` without holding all the logits.
 
     `hidden_states` (B, T, C) predict `labels` (B, T); -100 is ignored. The sum in nats is divided by
-    `num_items`, by default the number of labels that are not ignored.
+    `num_items`, by default the number of labels that are not ignored. `logit_gradient` computes
+    `softmax_gradient`, perhaps faster.
     """
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C)
     labels = labels.reshape(-1).to(hidden_states.device)
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
     num_rows = loss_chunk_rows(weight.shape[0], hidden_states.device.type)
-    loss = _LinearCrossEntropy.apply(hidden_states, weight, labels, num_rows)
+    loss = _LinearCrossEntropy.apply(hidden_states, weight, labels, num_rows, logit_gradient)
     return loss / ((labels != _IGNORED_LABEL).sum() if num_items is None else num_items)
 
 

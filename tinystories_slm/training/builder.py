@@ -3,6 +3,7 @@
 import torch
 
 from tinystories_slm.config import TrainArgs
+from tinystories_slm.kernels.compiled_loss import compiled_linear_cross_entropy
 from tinystories_slm.kernels.training import fuse
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.training.ema import EMA
@@ -27,4 +28,5 @@ def prepare_to_train(
     if runtime.compiled:
         for layer in model.model.layers:
             layer.compile()  # in place, so that parameter names and saved files stay the same
+        model.linear_loss = compiled_linear_cross_entropy
     return ema, build_optimizers(model, args, precision=runtime.precision)
