@@ -259,3 +259,12 @@ def test_examples_start_the_prompt_as_training_did(complete_run):
     update_json(complete_run / "best" / "tokenizer.json", post_processor=None)  # a folder of commit 461afef
     earlier = 'tokenizer("<|endoftext|>Once upon a time", add_special_tokens=False, return_tensors="pt")'
     assert card_text(complete_run).count(earlier) == 1
+
+
+def test_card_names_the_machines_of_earlier_sessions(complete_run):
+    path = complete_run / "environment.json"
+    newest = json.loads(path.read_text()) | {"first_step": 3}
+    earlier = {"first_step": 1, "hardware": "NVIDIA H100"}
+    path.write_text(json.dumps(newest | {"earlier_sessions": [earlier]}))
+    text = (write_card(complete_run)).read_text()
+    assert "from step 1: NVIDIA H100" in text and "from step 3: An Abacus" in text

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from tinystories_slm.hardware import host
 from tinystories_slm.hardware.host import describe_hardware
 from tinystories_slm.hardware.peak import PeakFlops
+from tinystories_slm.training import environment
 from tinystories_slm.training.environment import write_environment
 from tinystories_slm.training.runtime import RuntimeSettings
 
@@ -31,6 +32,7 @@ def test_environment_json_has_hardware_runtime_and_packages(tmp_path):
     }  # fmt: skip
     assert written.pop("hardware") == describe_hardware(_CPU)
     assert written == {
+        "first_step": 1,
         "device": "cpu",
         "num_processes": 2,
         "distributed_type": "MULTI_CPU",
@@ -44,6 +46,29 @@ def test_environment_json_has_hardware_runtime_and_packages(tmp_path):
         "peak_flops_per_second": 2e11,
         "peak_source": "measured: somehow",
     }
+
+
+def test_environment_json_keeps_the_machines_of_earlier_sessions(tmp_path, monkeypatch):
+    """A run trained on one machine and finished on another was not trained on the second."""
+    accelerator = SimpleNamespace(
+        device=_CPU, num_processes=1, mixed_precision="no", distributed_type=DistributedType.NO
+    )
+
+    def start(hardware: str, first_step: int, peak: float = 1.0) -> list[tuple[int, str]]:
+        monkeypatch.setattr(environment, "describe_hardware", lambda device: hardware)
+        path = write_environment(tmp_path, accelerator, _RUNTIME, PeakFlops(peak, "x"), first_step=first_step)
+        newest = json.loads(path.read_text())
+        return [
+            (session["first_step"], session["hardware"])
+            for session in [*newest.get("earlier_sessions", []), newest]
+        ]
+
+    assert start("H100", 1) == start("H100", 1) == start("H100", 101, peak=2.0) == [(1, "H100")]
+    assert start("laptop", 301) == start("laptop", 401) == [(1, "H100"), (301, "laptop")]
+    assert start("H100", 501) == [(1, "H100"), (301, "laptop"), (501, "H100")]
+    assert start("laptop", 301) == [(1, "H100"), (301, "laptop")]  # from an earlier checkpoint
+    (tmp_path / "environment.json").write_text("damaged")
+    assert start("laptop", 301) == [(301, "laptop")]
 
 
 def test_environment_json_names_no_host_user_or_path(tmp_path):

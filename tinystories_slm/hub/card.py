@@ -316,8 +316,11 @@ def _format_story(line: Mapping[str, Any]) -> dict[str, str]:
 def _hardware(run: PublishedRun) -> list[str]:
     environment, seconds = run.environment, _last_metrics(run).get("seconds")
     lines = []
+    for session in environment.get("earlier_sessions", []):
+        lines.append(f"from step {session.get('first_step', 1)}: {session.get('hardware')}")
     if "hardware" in environment:
-        lines.append(str(environment["hardware"]))
+        since = f"from step {environment.get('first_step', 1)}: " if lines else ""
+        lines.append(since + str(environment["hardware"]))
     if _is_number(environment.get("num_processes")) and "device" in environment:
         lines.append(f"{environment['num_processes']} process(es) on {environment['device']}")
     if _is_number(seconds):

@@ -229,6 +229,8 @@ def _environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
             rows += [(package, str(version)) for package, version in value.items()]
         elif name == "peak_flops_per_second":
             rows.append(("assumed peak", f"{value / 1e12:,.3g} TFLOP/s per process"))
+        elif name == "earlier_sessions":
+            rows += [(f"from step {one.get('first_step', 1)}", str(one.get("hardware"))) for one in value]
         else:
             rows.append((name.replace("_", " "), _format_option(value)))
     return rows

@@ -177,7 +177,13 @@ class TrainingRun:
         new_peak = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
         self.peak_flops = max(self.peak_flops, new_peak, key=lambda peak: peak.flops_per_second)
         if self.accelerator.is_main_process:
-            write_environment(self.config.output_dir, self.accelerator, self.runtime, self.peak_flops)
+            write_environment(
+                self.config.output_dir,
+                self.accelerator,
+                self.runtime,
+                self.peak_flops,
+                first_step=self.progress.step + 1,
+            )
 
     def eval_model(self) -> TinyStoriesForCausalLM:
         """Return the model to evaluate and to save to best/ and last/, unsharded.
@@ -285,7 +291,8 @@ def _build_run(
 
         peak = peak_flops(accelerator.device, accelerator.mixed_precision)
         if is_main:
-            write_environment(config.output_dir, accelerator, runtime, peak)
+            first_step = progress.step + 1
+            write_environment(config.output_dir, accelerator, runtime, peak, first_step=first_step)
             log_run_plan(config, accelerator, runtime, model.config, data.manifest, peak, step=progress.step)
         eos_token_id = data.manifest.eos_token_id
         started_s = session_start_s - progress.seconds
