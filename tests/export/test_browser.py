@@ -2,12 +2,14 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -89,6 +91,12 @@ def chromium():
 
 
 class _Handler(SimpleHTTPRequestHandler):
+    requested: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.requested.append(self.path)
+        super().do_GET()
+
     def end_headers(self) -> None:
         self.send_header("Access-Control-Allow-Origin", "*")  # as jsdelivr.net does
         self.send_header("Timing-Allow-Origin", "*")
@@ -169,6 +177,18 @@ def test_page_generates_the_models_text_within_25_mb(run, local_site, server, vi
     assert picture.stat().st_size > 10_000
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert visitor.page.evaluate(overflow) == 0  # on a phone
+
+
+def test_second_visit_asks_the_server_for_the_model_again(local_site, server, visitor):
+    """A browser may keep old files for days without asking; after another export they mix two models."""
+    for path in local_site.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    for _ in range(2):
+        _Handler.requested.clear()
+        visitor.page.goto(f"{server}/local/")
+        assert visitor.generate(temperature=0)["text"] == STORY
+    names = {path.rpartition("/")[2] for path in _Handler.requested}
+    assert {"tokenizer.json", "model_quantized.onnx"} <= names
 
 
 def test_seed_reproduces_text_and_generation_stops_at_the_context(local_site, server, visitor):

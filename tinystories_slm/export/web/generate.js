@@ -177,7 +177,8 @@ function parse(bytes) {
 async function download(file, progress) {
   let response;
   try {
-    response = await fetch(file);
+    // Always ask the server: after another export, a cached file would belong to an earlier model.
+    response = await fetch(file, { cache: "no-cache" });
   } catch {
     throw new StoryError(`${file} could not be loaded. Check the connection.`);
   }
