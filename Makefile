@@ -89,12 +89,14 @@ reliability: .venv/installed-dev
 clean:
 	rm -rf .venv .venv-lowest .cache
 
-# install.py prints its progress. TORCH=default, cpu, cu126, ... runs it again.
-.venv/installed: $(requirements) .venv/bin/python $(if $(TORCH),force)
+# An environment runs the code of the folder that it was created in. In a moved or copied project, or with
+# TORCH=default, cpu, cu126, ..., install.py runs again. It prints its progress.
+is_moved := $(shell [ "$$(cat .venv/root 2>/dev/null)" = "$$(pwd -P)" ] || echo yes)
+.venv/installed: $(requirements) .venv/bin/python $(if $(TORCH)$(is_moved),force)
 	@$(PYTHON) install.py --torch="$$TORCH"
 	@touch $@
 
-.venv/installed-dev: $(requirements) .venv/bin/python
+.venv/installed-dev: $(requirements) .venv/bin/python $(if $(is_moved),force)
 	@$(PYTHON) install.py --extra dev --torch="$$TORCH"
 	@touch .venv/installed $@
 

@@ -16,6 +16,7 @@ from pathlib import Path
 ENVIRONMENT = Path(".venv")
 UNFINISHED = ENVIRONMENT / "unfinished"  # exists from the creation of the environment until it is complete
 TORCH_BUILD = ENVIRONMENT / "torch"  # the build that was installed: default, cpu, cu126, ...
+ROOT = ENVIRONMENT / "root"  # the folder of the project in which the environment was created
 CONSTRAINTS = "constraints.txt"
 
 
@@ -61,9 +62,17 @@ def check_python() -> None:
 
 
 def create_environment() -> None:
-    """Create the environment if it is missing, interrupted or broken, and install pip if it is missing."""
+    """Create the environment if it is missing, interrupted or broken, and install pip if it is missing.
+
+    An environment contains absolute paths: in a copy of the project it would run the code of the original.
+    """
+    reason = ""
     if UNFINISHED.exists():
-        print(f"creating {ENVIRONMENT} again: the last installation was interrupted")
+        reason = "the last installation was interrupted"
+    elif ROOT.exists() and ROOT.read_text(encoding="utf-8").rstrip("\n") != os.getcwd():
+        reason = f"it was created in {ROOT.read_text(encoding='utf-8').strip()}"
+    if reason:
+        print(f"creating {ENVIRONMENT} again: {reason}")
         shutil.rmtree(ENVIRONMENT)
     if not succeeds(environment_program("python"), "--version"):
         ENVIRONMENT.mkdir(exist_ok=True)
@@ -132,6 +141,7 @@ def install_package(extra: str) -> None:
     """Install this checkout and its requirements, and mark the environment as complete."""
     print(f"installing the package and its requirements in {ENVIRONMENT}")
     pip("install", "-c", CONSTRAINTS, "-e", f".[{extra}]" if extra else ".")
+    ROOT.write_text(os.getcwd() + "\n", encoding="utf-8")
     if UNFINISHED.exists():
         UNFINISHED.unlink()
 

@@ -80,6 +80,20 @@ def test_first_installation_creates_the_environment(program, capsys):
     assert not any("-m venv" in command for command in program.install())
 
 
+def test_environment_of_a_moved_or_copied_project_is_created_again(program, capsys):
+    """Its `-e` install would run the code of the other folder."""
+    program.install()
+    root = program.folder / ".venv" / "root"
+    assert root.read_text() == f"{program.folder}\n"
+    root.write_text("/somewhere/else\n")
+    left = program.folder / ".venv" / "left"
+    left.touch()
+    commands = program.install()
+    assert commands[0].endswith("-m venv .venv") and commands[-1].endswith(PACKAGE)
+    assert not left.exists() and root.read_text() == f"{program.folder}\n"
+    assert "creating .venv again: it was created in /somewhere/else" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("interrupt_at", ["-m venv", PACKAGE])
 def test_interrupted_installation_starts_again(program, interrupt_at, capsys):
     program.machine.interrupt_at = interrupt_at

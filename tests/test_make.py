@@ -27,6 +27,7 @@ def checkout(tmp_path: Path) -> Path:
     write_stub(tmp_path / "stub python")
     for name in ("installed", "installed-dev"):
         (tmp_path / ".venv" / name).touch()
+    (tmp_path / ".venv" / "root").write_text(f"{tmp_path.resolve()}\n")
     return tmp_path
 
 
@@ -97,6 +98,14 @@ def test_make_installs_again_only_when_needed(checkout):
     program.symlink_to(checkout / "removed")
     done = subprocess.run(["make", "--dry-run", "story"], cwd=checkout, capture_output=True, text=True)
     assert "install.py" in done.stdout, done
+
+
+def test_make_installs_again_in_a_copied_project(checkout, tmp_path_factory):
+    copied = tmp_path_factory.mktemp("a b") / "it's $HOME"
+    shutil.copytree(checkout, copied)
+    assert make(copied, "story")[0] == ["install.py", "--torch="]
+    assert make(copied, "test")[0] == ["install.py", "--extra", "dev", "--torch="]
+    assert len(make(checkout, "story")) == 1
 
 
 def test_make_test_installs_everything_once(checkout):

@@ -13,7 +13,7 @@ from tinystories_slm.io.atomic import write_text
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.runtime import RuntimeSettings
 
-# They are measured anew in each session.
+# Each session measures them again.
 _MEASURED = ("peak_flops_per_second", "peak_source")
 
 
