@@ -34,7 +34,7 @@ PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 smoke := tests/test_smoke.py
 
 test: .venv/installed-dev
-	@echo 'running the tests: about 7 minutes on two cores'
+	@echo 'running the tests: about 8 minutes on two cores'
 	$(BIN)/python $(PYTEST) --ignore $(smoke) -m 'not slow'
 
 test-all: .venv/installed-dev
