@@ -24,11 +24,11 @@ def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed:
     Ids follow Zipf's law, as words do: the frequency of an embedding decides how fast its gradient is summed.
     """
     data = DataArgs(source=SOURCE, data_dir=folder)
-    provenance = Provenance.from_args(data, "random").provenance_fields()
+    provenance = Provenance.from_args(data, "random")
     (folder / "tokenizer").mkdir(parents=True)
     save_tokenizer(_tokenizer(vocab_size), folder / "tokenizer")
     record = TokenizerManifest(
-        **provenance,
+        provenance=provenance,
         pretrained=None,
         requested_vocab_size=vocab_size,
         sample_max_stories=TokenizerArgs().max_stories,
@@ -47,7 +47,7 @@ def write_random_tokens(folder: Path, *, vocab_size: int, num_tokens: int, seed:
         ids[_STORY_TOKENS - 1 :: _STORY_TOKENS] = record.eos_token_id
         ids.astype(np.dtype(token_dtype).newbyteorder("<")).tofile(folder / f"{split}.bin")
     Manifest(
-        **provenance,
+        provenance=provenance,
         tokenizer_sha256=record.tokenizer_sha256,
         vocab_size=vocab_size,
         eos_token_id=record.eos_token_id,

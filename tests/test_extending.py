@@ -9,16 +9,23 @@ import pytest
 import torch
 from conftest import ROOT
 
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import parse_config
 from tinystories_slm.data.packing import PACKINGS, packing_class
+from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.source_registry import SOURCES
+from tinystories_slm.data.sources import check_data_dir
+from tinystories_slm.doctor.resources import check_data
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.tasks import EVAL_TASKS, parse_task_names
 from tinystories_slm.export.exporters import EXPORT_FORMATS
+from tinystories_slm.hub.card import write_card
+from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.training.checkpoints import read_progress
 from tinystories_slm.training.optimizers import OPTIMIZERS, optimizer_spec
 from tinystories_slm.training.retention import RETENTION_RULES, retention_rule
 
-REGISTRIES = [OPTIMIZERS, PACKINGS, EVAL_TASKS, RETENTION_RULES, EXPORT_FORMATS]
+REGISTRIES = [SOURCES, OPTIMIZERS, PACKINGS, EVAL_TASKS, RETENTION_RULES, EXPORT_FORMATS]
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch, restored_regi
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 6 and all(block.count("\n") <= 40 for block in blocks)
+    assert len(blocks) == 7 and all(block.count("\n") <= 40 for block in blocks)
     names: dict = {}
     for block in blocks:
         exec(compile(block, "docs/extending.md", "exec"), names)
@@ -51,6 +58,33 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch, restored_regi
     assert lines[0]["train/loss"] == pytest.approx(6.2, abs=0.3)
     assert read_progress(run_dir / "checkpoints/step_000025").finished
     assert (run_dir / "npz/export.json").is_file()
+    check_facts_of_the_source(run_dir)
+
+
+def check_facts_of_the_source(run_dir: Path) -> None:
+    """Check that preparation, card, doctor and commands read the facts of the added source from its entry."""
+    path, flags = str(Path("stories.db").resolve()), ["--config", "configs/debug.yaml"]
+    manifest = Manifest.load(run_dir / "manifest.json")
+    assert manifest.provenance.revision == f"sha256:{file_sha256(Path(path))}"
+    assert sum(counts["num_stories"] for counts in manifest.splits.values()) == 400
+
+    for source in ("sqlite:stories.db", f"sqlite:{path}"):  # a card has no path of this machine
+        for file in (run_dir / "manifest.json", run_dir / "config.yaml"):
+            file.write_text(re.sub(r"sqlite:[^\s\",]*stories\.db", source, file.read_text()))
+        card = write_card(run_dir).read_text()
+        assert "`sqlite:stories.db`" in card and "CC0-1.0" in card and path not in card
+
+    [diagnostic] = check_data(parse_config([*flags, "--data.source", "sqlite:stories.db"]))
+    assert diagnostic.text == "data/debug: will be created from sqlite:stories.db"
+    with pytest.raises(UserError, match=r"data.source \('sqlite:none.db'\) does not exist"):
+        list(check_data(parse_config([*flags, "--data.source", "sqlite:none.db"])))
+    own = use_own_folders(parse_config(["--data.source", "sqlite:a/stories.db"]))
+    assert re.fullmatch(r"sqlite-a--stories\.db-[0-9a-f]{8}", own.data.data_dir.name)
+    inside = [*flags, "--data.source", "sqlite:data/mine/stories.db", "--data.data_dir", "data/mine"]
+    Path("data/mine").mkdir()
+    Path("data/mine/stories.db").touch()
+    with pytest.raises(UserError, match=r"data.data_dir \(data/mine\): must lie apart from data.source"):
+        check_data_dir(parse_config(inside).data)
 
 
 def test_labels_of_unequal_number_are_weighted_by_token(tiny_run, restored_registries):

@@ -11,7 +11,7 @@ from tinystories_slm import grammar
 from tinystories_slm.commands import quickstart
 from tinystories_slm.commands.quickstart import run_quickstart
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data import sources
+from tinystories_slm.data import builtin
 from tinystories_slm.errors import TrainingInterrupted
 from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.io.atomic import file_sha256
@@ -26,7 +26,7 @@ def read_files(run_dir: Path) -> dict[str, str]:
 
 
 def test_figures_of_older_weights_are_made_again(tiny_run, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "BUILTIN_STORIES", 300)
+    monkeypatch.setattr(builtin, "BUILTIN_STORIES", 300)
     monkeypatch.setattr(quickstart, "_EVAL_STORIES", 3)
     config = tiny_run("--train.eval_every", "3")
     run_dir = config.output_dir

@@ -124,7 +124,7 @@ def test_records_of_earlier_versions_load(tmp_path):
         "vocab_size": 300, "eos_token_id": 0, "token_dtype": "uint16", "splits": {}, "code_version": "0.1.0",
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert Manifest.load(tmp_path / "manifest.json").validation_split == "holdout"
+    assert Manifest.load(tmp_path / "manifest.json").provenance.validation_split == "holdout"
 
     checkpoint = tmp_path / "step_000003"
     checkpoint.mkdir()

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import hub as hub_module
-from tinystories_slm.data.local import folder_name
+from tinystories_slm.data.folder_names import folder_name
 from tinystories_slm.data.sources import (
     RawManifest,
     download_data,
@@ -359,7 +359,7 @@ def test_builtin_corpus_is_generated_and_split(tmp_path: Path) -> None:
     args = data_args(tmp_path, "builtin", max_stories=200)
     folder = download_data(args)
     manifest = RawManifest.load(folder / "source.json")
-    assert manifest.revision == f"grammar {grammar.VERSION}"
+    assert manifest.provenance.revision == f"grammar {grammar.VERSION}"
     splits = {split: list(iter_raw_stories(args.data_dir, split)) for split in ("train", "validation")}
     corpus = list(grammar.generate_corpus(200, seed=0))
     assert splits["validation"] == [story for story in corpus if in_validation(story, 0.05)]
@@ -493,7 +493,8 @@ def test_hub_dataset_is_loaded_at_the_recorded_commit(tmp_path: Path, hub: dict[
     args = data_args(tmp_path, "someone/stories", text_column="story", revision="main")
     manifest = RawManifest.load(download_data(args) / "source.json")
     assert hub == {"name": "someone/stories", "revision": SHA}
-    assert (manifest.revision, manifest.requested_revision) == (SHA, "main")
+    provenance = manifest.provenance
+    assert (provenance.revision, provenance.requested_revision) == (SHA, "main")
     assert manifest.splits["train"] == {
         "num_stories": 20,
         "num_bytes": sum(len(f"story {i}") for i in range(20)),
@@ -593,6 +594,7 @@ def test_folder_name_is_unique_for_each_source(tmp_path: Path, monkeypatch: pyte
     for source in (".", "./builtin", "quickstart", "..", "/", "~", "~nobody", "\udcff"):
         assert folder_name(source) not in ("", ".", "..", "builtin", "quickstart")
     pairs = (("/no/where/mine.txt", "no/where/mine.txt"), ("a/b", "a--b"), (".", str(tmp_path.name)))
+    pairs += (("sqlite:/a/x.db", "sqlite/a/x.db"), ("sqlite:x.db", "sqlite-x.db"))
     for one, other in pairs:
         assert folder_name(one) != folder_name(other)
     long = [folder_name("x/" * 100 + name) for name in ("a", "b")]

@@ -13,6 +13,7 @@ from tinystories_slm import doctor
 from tinystories_slm.commands.cli import run_command
 from tinystories_slm.config import RunConfig, parse_config, save_config
 from tinystories_slm.config.command_args import DoctorArgs, ModelDoctorArgs, doctor_args
+from tinystories_slm.data import hub
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.doctor import dry_run, machine, numerics, resources, run_diagnostics
 from tinystories_slm.doctor.diagnostic import Diagnostic, run_check
@@ -264,7 +265,7 @@ def test_check_data_reports_other_settings_and_an_unreachable_hub(tmp_path, monk
         def dataset_info(self, *_, **__):
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(resources, "HfApi", Offline)
+    monkeypatch.setattr(hub, "HfApi", Offline)
     on_hub = debug_config("--data.source", "roneneldan/TinyStories", "--data.data_dir", str(tmp_path / "hub"))
     [diagnostic] = resources.check_data(on_hub)
     assert diagnostic.verdict == "PROBLEM" and "no route to host" in diagnostic.text
@@ -291,7 +292,7 @@ def test_check_data_counts_the_files_that_are_read(tmp_path, monkeypatch):
         def dataset_info(self, *_, **__):
             return DatasetInfo(id="roneneldan/TinyStories", siblings=siblings, cardData=card)
 
-    monkeypatch.setattr(resources, "HfApi", Hub)
+    monkeypatch.setattr(hub, "HfApi", Hub)
     flags = ["--data.source", "roneneldan/TinyStories", "--data.data_dir", str(tmp_path / "hub")]
     text_only = [{"config_name": "default", "data_files": [{"split": "train", "path": "*.txt"}]}]
     for configs, more, download, disk in (

@@ -9,7 +9,7 @@ from conftest import SHARED, tiny_model
 
 from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs, ExportArgs
-from tinystories_slm.data import local, sources
+from tinystories_slm.data import builtin, local
 from tinystories_slm.data.sources import in_validation
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate, format_scores, write_scores
@@ -133,7 +133,7 @@ def test_own_validation_split_is_used_as_in_training(tmp_path):
 
 
 def test_builtin_corpus_keeps_its_hold_out_for_any_model(monkeypatch):
-    monkeypatch.setattr(sources, "BUILTIN_STORIES", 200)
+    monkeypatch.setattr(builtin, "BUILTIN_STORIES", 200)
     selection = select("builtin", revision=f"grammar {grammar.VERSION}", max_stories=5)
     assert (selection.num_source_stories, selection.validation_fraction) == (200, 0.05)
     assert len(selection.texts) == 5 < selection.num_split_stories < 20

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.commands.generate import write_results
 from tinystories_slm.commands.source_folders import use_own_folders
-from tinystories_slm.config import RunConfig
+from tinystories_slm.config import DataArgs, RunConfig
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_source
 from tinystories_slm.data.sources import iter_raw_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_texts, write_scores
@@ -82,7 +82,7 @@ def _current_evaluation(
     manifest = run_dir.load_manifest()
     expected = {
         "weights_sha256": weights,
-        "revision": manifest.revision,
+        "revision": manifest.provenance.revision,
         "split": "validation",
         "protocol": PROTOCOL,
     }
@@ -119,15 +119,15 @@ def _evaluate_best(
         tokenizer,
         texts,
         batch_size=32,
-        is_builtin_corpus=config.data.source == BUILTIN,
+        is_builtin_corpus=find_source(config.data.source).is_builtin_corpus,
         progress=True,
     )
     num_stories = manifest.splits["validation"]["num_stories"]
     return scores | {
         "model": f"{run_dir.path.name}/best",
         "weights_sha256": weights,
-        "data": manifest.source,
-        "revision": manifest.revision,
+        "data": manifest.provenance.source,
+        "revision": manifest.provenance.revision,
         "split": "validation",
         "num_split_stories": num_stories,
         "num_source_stories": num_stories,
@@ -153,7 +153,7 @@ def _format_summary(text: str, report: dict[str, Any], config: RunConfig, seed: 
     """Return the summary that a run prints: generated text, metrics, files and next commands."""
     rule, run_dir = "-" * 78, config.output_dir
     again = "make story" + (
-        "" if config.data.source == BUILTIN else f" DATA={shlex.quote(config.data.source)}"
+        "" if config.data.source == DataArgs().source else f" DATA={shlex.quote(config.data.source)}"
     )
     generate = f"python scripts/generate.py --model {run_dir}/best"
     return f"""

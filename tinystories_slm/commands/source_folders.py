@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.local import folder_name
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_source
 
 # Folders of configs/quickstart.yaml, and the default without it.
 _BUILTIN_DATA_DIR = Path("data/builtin")
@@ -20,9 +19,10 @@ def use_own_folders(config: RunConfig) -> RunConfig:
     are kept.
     """
     source, data, output_dir = config.data.source, config.data, config.output_dir
-    if source == BUILTIN:
+    name = find_source(source).folder_name()
+    if name is None:
         return config
-    name = _earlier_name(source) or folder_name(source)
+    name = _earlier_name(source) or name
     if data.data_dir == _BUILTIN_DATA_DIR:
         data = replace(data, data_dir=Path("data") / name)
     if output_dir in _BUILTIN_OUTPUT_DIRS:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from huggingface_hub import DatasetInfo, HfApi, hf_hub_download, snapshot_downlo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from tinystories_slm.data import local
-from tinystories_slm.data.file_formats import first_line, format_of
+from tinystories_slm.data.file_formats import first_line, format_of, reject_lines
 from tinystories_slm.data.selection import select_files, story_files
+from tinystories_slm.data.separators import log_separators
+from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,16 +28,90 @@ TIMEOUT_S = 10.0
 _OF_DATASETS = {".csv", ".tsv", ".arrow"}
 
 
+# Only licenses that are certain; for other datasets their own page states the license.
+DATASET_LICENSES = {"roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)"}
+
+
+class HubSource(StorySource):
+    """A dataset on the Hub; its revision is a commit."""
+
+    has_revisions = True
+    needs_network = True
+
+    @classmethod
+    def matches(cls, value: str) -> bool:
+        return True
+
+    @classmethod
+    def matches_record(cls, value: str, revision: str) -> bool:
+        return _is_commit(revision)
+
+    def resolve_revision(self, requested: str | None) -> str:
+        return resolve_dataset_commit(self.value, requested)
+
+    def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
+        """Return the splits; `datasets` loads repositories of formats that this package does not read."""
+        source, commit = self.value, resolve_dataset_commit(self.value, revision)
+        if files := select_story_files(source, commit):
+            return {name: partial(_read_files, source, commit, files, name, text_column) for name in files}
+        splits = load_splits(source, commit, text_column)
+        return {name: partial(_read_split, split, source, text_column) for name, split in splits.items()}
+
+    def num_download_bytes(self, revision: str | None, splits: Collection[str]) -> int:
+        """Return the bytes of the story files of `splits`; of all files where `datasets` selects them."""
+        info = _dataset_info(self.value, revision, files_metadata=True)
+        files = story_files_of(info)
+        names = {name for split in splits for name in files.get(split, ())}
+        return sum(file.size or 0 for file in info.siblings or [] if not files or file.rfilename in names)
+
+    @property
+    def dataset_id(self) -> str:
+        return self.value
+
+    @property
+    def license(self) -> str | None:
+        return DATASET_LICENSES.get(self.value)
+
+
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def _read_files(
+    source: str, commit: str, files: dict[str, list[str]], split: str, text_column: str
+) -> Iterator[str | None]:
+    """Download the files of `split`, each when it is needed, and yield their stories.
+
+    The validation files come first. Offline, a cache without them would look like a source without them.
+    """
+    for file in files.get("validation", []):
+        download_file(source, commit, file)
+    paths = (download_file(source, commit, file) for file in files[split])
+    return local.read_files(paths, source, text_column)
+
+
+def _read_split(split: datasets.Dataset, source: str, text_column: str) -> Iterator[str | None]:
+    return log_separators(reject_lines(iter_column(split, text_column), source), source)
+
+
 def resolve_dataset_commit(source: str, revision: str | None = None) -> str:
     """Return the current commit of `revision` (a branch, tag or commit; None for the newest) of `source`.
 
     Raises:
         UserError: the dataset or revision does not exist, or the Hub cannot be reached.
     """
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is not None and _is_commit(revision):
         return revision  # no request needed, so a cached dataset loads offline
+    commit = _dataset_info(source, revision).sha
+    if commit is None:
+        raise UserError(f"data.source ({source}) has no commit on the Hub; use another dataset")
+    return commit
+
+
+def _dataset_info(source: str, revision: str | None, **options: bool) -> DatasetInfo:
+    """Return the description of a dataset; UserError if the Hub does not provide it."""
     try:
-        commit = HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT_S).sha
+        return HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT_S, **options)
     except RevisionNotFoundError as error:
         raise UserError(
             f"data.revision ({revision}) is not a branch, tag or commit of {source} on the Hub; correct it"
@@ -49,9 +126,6 @@ def resolve_dataset_commit(source: str, revision: str | None = None) -> str:
             f"data.source ({source}) is not an existing path, and the Hub cannot be reached "
             f"({type(error).__name__}: {first_line(error)}); correct the name or check the connection"
         ) from error
-    if commit is None:
-        raise UserError(f"data.source ({source}) has no commit on the Hub; use another dataset")
-    return commit
 
 
 def resolve_model_commit(name: str, revision: str | None = None) -> str | None:

@@ -1,77 +1,71 @@
 """Local story files: selection of files and splits by name, and a hash of their contents."""
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import yaml
 from huggingface_hub import metadata_load
 
-from tinystories_slm.data.file_formats import KNOWN_FORMATS, READERS, format_of, is_archive, list_archive
+from tinystories_slm.data.file_formats import (
+    KNOWN_FORMATS,
+    READERS,
+    format_of,
+    is_archive,
+    list_archive,
+    read_archive,
+    read_file,
+)
 from tinystories_slm.data.selection import Config, group_by_split, select_files, visible
+from tinystories_slm.data.separators import log_separators
+from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
 
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
 _FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
-_RESERVED_NAMES = {"", "builtin", "quickstart"}  # of the built-in corpus and its run
-_MAX_NAME_BYTES = 150  # file systems take 255, and names of temporary folders are longer
 
 
-def is_local(source: str) -> bool:
-    """Whether `source` is a path on this machine rather than a Hub id.
+class LocalSource(StorySource):
+    """A file, folder or tar archive on this machine; its revision is the `content_hash` of the files."""
 
-    Raises:
-        UserError: `source` can only be a path and does not exist.
-    """
-    path = Path(source).expanduser()
-    if source and path.exists():
-        return True
-    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if not source or looks_like_path or path.suffix.lower() in _FILE_SUFFIXES:
-        raise UserError(f"data.source ({source!r}) does not exist; correct the path")
-    return False
+    @classmethod
+    def matches(cls, value: str) -> bool:
+        if not value or value.startswith((".", "/", "~")) or value.count("/") > 1:
+            return True
+        return Path(value).suffix.lower() in _FILE_SUFFIXES or Path(value).exists()
 
+    @classmethod
+    def matches_record(cls, value: str, revision: str) -> bool:
+        return revision.startswith("sha256:")
 
-def check_apart(source: str, option: str, folder: Path) -> None:
-    """Check that the files of a local source and the folder `folder` of `option` cannot mix.
+    def resolve_revision(self, requested: str | None) -> str:
+        return content_hash(self.value)
 
-    Raises:
-        UserError: the source is inside, above or equal to `folder`.
-    """
-    path, folder_path = Path(source).expanduser(), folder.resolve()
-    if not path.exists():
-        return
-    path = path.resolve()
-    if path.is_relative_to(folder_path) or folder_path.is_relative_to(path):
-        relation = "below" if path != folder_path and path.is_relative_to(folder_path) else "at or above"
-        raise UserError(
-            f"{option} ({folder}): must lie apart from data.source ({source}), which is {relation} it; "
-            f"use another --{option}, or move the stories"
-        )
+    def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
+        return {
+            name: partial(read_files, paths, self.value, text_column)
+            for name, paths in files_by_split(self.value).items()
+        }
+
+    def local_path(self) -> Path:
+        return Path(self.value).expanduser()
+
+    def public_name(self) -> str:
+        return self.local_path().resolve().name
 
 
-def folder_name(source: str) -> str:
-    """Return a folder name for the data and runs of `source`: its path or Hub id with `--` for each `/`.
-
-    Two sources share no name, whether they exist or not. Paths below the current folder are relative to it.
-    A hash follows other paths, long ones, and those that contain `--`.
-    """
-    path, here = Path(os.path.abspath(os.path.expanduser(source))), Path.cwd()
-    is_below = path.is_relative_to(here)
-    shown = path.relative_to(here) if is_below else path
-    name = _join_parts(shown)
-    encoded = os.fsencode(name)
-    is_unique = is_below and name not in _RESERVED_NAMES and not any("--" in part for part in shown.parts)
-    if not is_unique or len(encoded) > _MAX_NAME_BYTES:
-        digest = hashlib.sha256(os.fsencode(shown)).hexdigest()[:8]
-        name = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
-    return name
-
-
-def _join_parts(path: Path) -> str:
-    return "--".join(part.strip("/\\:") for part in path.parts if part.strip("/\\:"))
+def read_files(paths: Iterable[Path], source: str, text_column: str) -> Iterator[str | None]:
+    """Yield the stories of all files in order; each archive is read once."""
+    for archive, files in groupby(paths, key=archive_of):
+        if archive is None:
+            for path in files:
+                yield from log_separators(read_file(path, text_column), source)
+        else:
+            members = {path.relative_to(archive).as_posix() for path in files}
+            yield from log_separators(read_archive(archive, members, text_column), source)
 
 
 def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.provenance import Provenance, raise_if_different
+from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data
 from tinystories_slm.data.tokenizer import TokenizerManifest, encode_stories, load_tokenizer, train_tokenizer
 from tinystories_slm.errors import UserError
@@ -44,7 +44,7 @@ class TokenCounts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(Provenance):
+class Manifest(DataManifest):
     """Contents of `manifest.json`, which describes the token files and exists only if they are complete."""
 
     tokenizer_sha256: str
@@ -126,7 +126,7 @@ def open_tokens(data_dir: Path, split: str, manifest: Manifest) -> np.memmap:
 
 def _differences(manifest: Manifest, data: DataArgs, args: TokenizerArgs) -> tuple[list[str], str]:
     """Return one phrase per difference between prepared data and options, and the files to delete."""
-    found = manifest.differences(data)
+    found = manifest.provenance.differences(data)
     delete = "that folder" if found else "its manifest.json"
     folder = data.data_dir / "tokenizer"
     if not (folder / "training.json").exists() or not (folder / "tokenizer.json").exists():
@@ -159,7 +159,7 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
                 num_bytes=counts["num_bytes"],
             )
     manifest = Manifest(
-        **raw.provenance_fields(),
+        provenance=raw.provenance,
         tokenizer_sha256=tokenizer.tokenizer_sha256,
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
@@ -174,10 +174,10 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
 
 def _check_inputs(data_dir: Path, raw: RawManifest, tokenizer: TokenizerManifest) -> None:
     """Raise UserError if the tokenizer belongs to other stories or a file of the stories is missing."""
-    if tokenizer.provenance_fields() != raw.provenance_fields():
+    if tokenizer.provenance != raw.provenance:
         raise UserError(
-            f"{data_dir / 'tokenizer'} belongs to other stories ({tokenizer.source} at "
-            f"{tokenizer.revision}) than {data_dir / 'raw'}; delete it to rebuild it"
+            f"{data_dir / 'tokenizer'} belongs to other stories ({tokenizer.provenance.source} at "
+            f"{tokenizer.provenance.revision}) than {data_dir / 'raw'}; delete it to rebuild it"
         )
     for split in raw.splits:
         if not (path := data_dir / "raw" / f"{split}.parquet").is_file():

@@ -6,15 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import local
+from tinystories_slm.data.source_registry import find_recorded_source
 from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-BUILTIN = "builtin"
-"""Value of `data.source` for the built-in corpus, which `tinystories_slm.grammar` generates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,29 +40,6 @@ class Provenance:
             max_stories=data.max_stories,
         )
 
-    def provenance_fields(self) -> dict[str, Any]:
-        """Return the fields of `Provenance` only, for the manifest of the next step."""
-        return {field.name: getattr(self, field.name) for field in fields(Provenance)}
-
-    def save(self, path: Path) -> None:
-        """Write every field as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Load the JSON file that `save` wrote to `path`.
-
-        Raises:
-            UserError: the file is missing, damaged, or from an incompatible version of this package.
-        """
-        try:
-            return cls(**_rename_old_fields(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read by this version ({error}); "
-                "delete the contents of its folder to rebuild them, or use another --data.data_dir"
-            ) from error
-
     def differences(self, data: DataArgs) -> list[str]:
         """Return one phrase for each difference between this provenance and the options `data`."""
         found = [
@@ -83,18 +56,49 @@ class Provenance:
 
     def _current_revision(self) -> str:
         """Return the current revision of the source, or the recorded one if it is fixed or unavailable."""
-        if self.source == BUILTIN:
-            return f"grammar {grammar.VERSION}"
-        if not self.revision.startswith("sha256:"):
+        source = find_recorded_source(self.source, self.revision)
+        if source is None or source.has_revisions:
             return self.revision  # a commit on the Hub does not change
-        if not Path(self.source).expanduser().exists():
+        path = source.local_path()
+        if path is not None and not path.exists():
             logger.warning(
                 "%s no longer exists; using the stories downloaded from it earlier; for other stories, "
                 "set --data.source",
                 self.source,
             )
             return self.revision
-        return local.content_hash(self.source)
+        return source.resolve_revision(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataManifest:
+    """Record of a preparation step in a JSON file, whose first keys are the fields of `provenance`."""
+
+    provenance: Provenance
+
+    def save(self, path: Path) -> None:
+        """Write every field as JSON."""
+        values = asdict(self)
+        text = json.dumps(values.pop("provenance") | values, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Load the JSON file that `save` wrote to `path`.
+
+        Raises:
+            UserError: the file is missing, damaged, or from an incompatible version of this package.
+        """
+        try:
+            values = _rename_old_fields(json.loads(path.read_text(encoding="utf-8")))
+            names = [field.name for field in fields(Provenance) if field.name in values]
+            provenance = Provenance(**{name: values.pop(name) for name in names})
+            return cls(provenance=provenance, **values)
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read by this version ({error}); "
+                "delete the contents of its folder to rebuild them, or use another --data.data_dir"
+            ) from error
 
 
 def _rename_old_fields(values: dict[str, Any]) -> dict[str, Any]:

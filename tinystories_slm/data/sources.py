@@ -1,4 +1,4 @@
-"""Stories from the built-in grammar, from local files, or from a dataset on the Hub.
+"""Download the stories of any source of `source_registry`.
 
 Every source provides splits of stories, one string per story. `download_data` writes the training and
 validation stories and their manifest to `data_dir/raw/` once.
@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import groupby, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -23,17 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import hub, local
-from tinystories_slm.data.file_formats import (
-    END_OF_TEXT,
-    read_archive,
-    read_file,
-    read_parquet,
-    reject_lines,
-)
-from tinystories_slm.data.provenance import BUILTIN, Provenance, raise_if_different
+from tinystories_slm.data.file_formats import END_OF_TEXT, read_parquet
+from tinystories_slm.data.provenance import DataManifest, Provenance, raise_if_different
+from tinystories_slm.data.separators import strip_separators
+from tinystories_slm.data.source_registry import find_source
+from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory, directory_lock
 
@@ -42,15 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BUILTIN_STORIES = 40_000
-"""Number of stories of `builtin` if `data.max_stories` is null."""
-
 # A worker tokenizes one row group at a time (`prepare`), so these limits also bound its memory.
 _ROW_GROUP_STORIES = 4096
 _ROW_GROUP_BYTES = 2**21
-
-Splits = dict[str, Callable[[], Iterable[str | None]]]
-"""Split name -> function that opens the split and yields its texts, with `None` for a null."""
 
 
 class StoryCounts(TypedDict):
@@ -63,7 +52,7 @@ class StoryCounts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawManifest(Provenance):
+class RawManifest(DataManifest):
     """Contents of `raw/source.json`, the manifest of `raw/train.parquet` and `raw/validation.parquet`."""
 
     splits: dict[str, StoryCounts]
@@ -89,7 +78,7 @@ def download_data(data: DataArgs) -> Path:
             if not manifest.exists():
                 _download(data, folder)
                 return folder
-    raise_if_different(data.data_dir, RawManifest.load(manifest).differences(data))
+    raise_if_different(data.data_dir, RawManifest.load(manifest).provenance.differences(data))
     logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
 
@@ -100,8 +89,26 @@ def check_data_dir(data: DataArgs) -> None:
     Raises:
         UserError: the source is inside, above or equal to the folder.
     """
-    if data.source != BUILTIN and not (data.data_dir / "raw" / "source.json").exists():
-        local.check_apart(data.source, "data.data_dir", data.data_dir)
+    if not (data.data_dir / "raw" / "source.json").exists():
+        check_apart(data.source, "data.data_dir", data.data_dir)
+
+
+def check_apart(source: str, option: str, folder: Path) -> None:
+    """Check that the files of a source on this machine and the folder `folder` of `option` cannot mix.
+
+    Raises:
+        UserError: the source is inside, above or equal to `folder`.
+    """
+    path, folder_path = find_source(source).local_path(), folder.resolve()
+    if path is None or not path.exists():
+        return
+    path = path.resolve()
+    if path.is_relative_to(folder_path) or folder_path.is_relative_to(path):
+        relation = "below" if path != folder_path and path.is_relative_to(folder_path) else "at or above"
+        raise UserError(
+            f"{option} ({folder}): must lie apart from data.source ({source}), which is {relation} it; "
+            f"use another --{option}, or move the stories"
+        )
 
 
 def iter_raw_stories(data_dir: Path, split: str) -> Iterator[str]:
@@ -159,15 +166,12 @@ def resolve_revision(source: str, revision: str | None = None) -> str:
     """Return the exact revision of the stories of `source`.
 
     Returns:
-        The commit of a Hub dataset, `grammar VERSION` for `builtin`, or `local.content_hash` of files.
+        The commit of a Hub dataset, `grammar VERSION` for `builtin`, or `sha256:...` of files.
 
     Raises:
         UserError: the source or revision does not exist, or the Hub cannot be reached.
     """
-    _check_revision(source, revision)
-    if is_on_hub(source):
-        return hub.resolve_dataset_commit(source, revision)
-    return f"grammar {grammar.VERSION}" if source == BUILTIN else local.content_hash(source)
+    return _find_existing(source, revision).resolve_revision(revision)
 
 
 def in_validation(story: str, fraction: float) -> bool:
@@ -178,8 +182,7 @@ def in_validation(story: str, fraction: float) -> bool:
 
 def _download(data: DataArgs, folder: Path) -> None:
     revision = resolve_revision(data.source, data.revision)
-    commit = revision if is_on_hub(data.source) else None
-    splits = _open_splits(data.source, commit, data.text_column, data.max_stories)
+    splits = find_source(data.source).open_splits(revision, data.text_column, data.max_stories)
     if "train" not in splits:
         raise _missing_split_error(data.source, "train", splits)
     counts = _zero_counts("train", "validation")
@@ -190,7 +193,7 @@ def _download(data: DataArgs, folder: Path) -> None:
             if count["num_stories"] == 0:
                 raise _empty_split_error(data.source, split, data.validation_fraction)
         provenance = Provenance.from_args(data, revision)
-        RawManifest(**provenance.provenance_fields(), splits=counts).save(unfinished / "source.json")
+        RawManifest(provenance=provenance, splits=counts).save(unfinished / "source.json")
 
 
 def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict[str, StoryCounts]) -> None:
@@ -252,18 +255,11 @@ def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[
         if text is None:
             counts["num_null_dropped"] += 1
             continue
-        story = _strip_separators(text) if END_OF_TEXT in text else text
+        story = strip_separators(text) if END_OF_TEXT in text else text
         if not story.strip():
             counts["num_empty_dropped"] += 1
         else:
             yield story
-
-
-def _strip_separators(text: str) -> str:
-    """Remove each `<|endoftext|>` at the ends of `text`, with the white space around it."""
-    while (bare := text.strip()).startswith(END_OF_TEXT) or bare.endswith(END_OF_TEXT):
-        text = bare.removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT).strip()
-    return text
 
 
 def _zero_counts(*splits: str) -> dict[str, StoryCounts]:
@@ -306,85 +302,21 @@ def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Data
 
 def _open_splits(source: str, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
     """Return the splits of `source` without reading any story."""
-    _check_revision(source, revision)
-    if is_on_hub(source):
-        return _open_hub_splits(source, hub.resolve_dataset_commit(source, revision), text_column)
-    if source == BUILTIN:
-        return {"train": partial(grammar.generate_corpus, max_stories or BUILTIN_STORIES, seed=0)}
-    return {
-        name: partial(_read_files, paths, source, text_column)
-        for name, paths in local.files_by_split(source).items()
-    }
+    return _find_existing(source, revision).open_splits(revision, text_column, max_stories)
 
 
-def _open_hub_splits(source: str, commit: str, text_column: str) -> Splits:
-    """Return the splits of a Hub dataset; repositories of other formats are loaded by `datasets`."""
-    if files := hub.select_story_files(source, commit):
-        return {name: partial(_read_hub_files, source, commit, files, name, text_column) for name in files}
-    splits = hub.load_splits(source, commit, text_column)
-    return {name: partial(_read_hub_split, split, source, text_column) for name, split in splits.items()}
-
-
-def is_on_hub(source: str) -> bool:
-    """Whether `source` is a Hub id rather than `builtin` or a path.
-
-    Raises:
-        UserError: `source` can only be a path and does not exist.
-    """
-    return source != BUILTIN and not local.is_local(source)
-
-
-def _check_revision(source: str, revision: str | None) -> None:
-    if revision is not None and not is_on_hub(source):
+def _find_existing(value: str, revision: str | None) -> StorySource:
+    """Return the source for `value` of `data.source`; UserError if it is a path that does not exist."""
+    source = find_source(value)
+    path = source.local_path()
+    if not value or (path is not None and not path.exists()):
+        raise UserError(f"data.source ({value!r}) does not exist; correct the path")
+    if revision is not None and not source.has_revisions:
         raise UserError(
-            f"data.revision ({revision}) is only for datasets on the Hub, and data.source ({source}) is not "
+            f"data.revision ({revision}) is only for datasets on the Hub, and data.source ({value}) is not "
             "one; remove data.revision"
         )
-
-
-def _read_files(paths: Iterable[Path], source: str, text_column: str) -> Iterator[str | None]:
-    """Yield the stories of all files in order; each archive is read once."""
-    for archive, files in groupby(paths, key=local.archive_of):
-        if archive is None:
-            for path in files:
-                yield from _log_separators(read_file(path, text_column), source)
-        else:
-            members = {path.relative_to(archive).as_posix() for path in files}
-            yield from _log_separators(read_archive(archive, members, text_column), source)
-
-
-def _read_hub_files(
-    source: str, commit: str, files: dict[str, list[str]], split: str, text_column: str
-) -> Iterator[str | None]:
-    """Download the files of `split`, each when it is needed, and yield their stories.
-
-    The validation files come first. Offline, a cache without them would look like a source without them.
-    """
-    for file in files.get("validation", []):
-        hub.download_file(source, commit, file)
-    paths = (hub.download_file(source, commit, file) for file in files[split])
-    return _read_files(paths, source, text_column)
-
-
-def _read_hub_split(split: datasets.Dataset, source: str, text_column: str) -> Iterator[str | None]:
-    return _log_separators(reject_lines(hub.iter_column(split, text_column), source), source)
-
-
-def _log_separators(texts: Iterable[str | None], source: str) -> Iterator[str | None]:
-    """Yield `texts`; log once if a row begins or ends with `<|endoftext|>`, and once if it contains it."""
-    for text in texts:
-        if text is not None and END_OF_TEXT in text:
-            story = _strip_separators(text)
-            if story != text:
-                _log_separator_once(source, "at the end of a row separates stories and is removed")
-            if END_OF_TEXT in story:
-                _log_separator_once(source, "within a row is plain text; use one row for each story")
-        yield text
-
-
-@cache
-def _log_separator_once(source: str, message: str) -> None:
-    logger.warning("%s: %s %s", source, END_OF_TEXT, message)
+    return source
 
 
 def _missing_split_error(source: str, split: str, splits: Splits) -> UserError:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.file_formats import END_OF_TEXT, first_line
 from tinystories_slm.data.hub import resolve_model_commit
-from tinystories_slm.data.provenance import Provenance, raise_if_different
+from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha256
@@ -39,7 +39,7 @@ _RUN = re.compile(r"[^\W_]+|(?:[^\w\s]|_)+|\s+")  # no word of the byte-level BP
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerManifest(Provenance):
+class TokenizerManifest(DataManifest):
     """Contents of `tokenizer/training.json`: training data, size and compression of the tokenizer."""
 
     pretrained: str | None
@@ -89,7 +89,7 @@ def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
                 _build_tokenizer(data, tokenizer, folder)
                 return folder
     found = TokenizerManifest.load(manifest)
-    raise_if_different(data.data_dir, found.differences(data))
+    raise_if_different(data.data_dir, found.provenance.differences(data))
     raise_if_different(
         data.data_dir, found.tokenizer_differences(tokenizer), "its tokenizer folder and manifest.json"
     )
@@ -323,7 +323,7 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
     with atomic_directory(folder) as unfinished:
         save_tokenizer(tokenizer, unfinished)
         TokenizerManifest(
-            **raw.provenance_fields(),
+            provenance=raw.provenance,
             pretrained=args.pretrained,
             requested_vocab_size=None if args.pretrained else args.vocab_size,
             sample_max_stories=None if args.pretrained else args.max_stories,

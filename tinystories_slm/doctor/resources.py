@@ -7,15 +7,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import DatasetInfo, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.hub import TIMEOUT_S, story_files_of
 from tinystories_slm.data.prepare import Manifest, ensure_prepared
-from tinystories_slm.data.provenance import BUILTIN
-from tinystories_slm.data.sources import is_on_hub
-from tinystories_slm.doctor.diagnostic import Diagnostic, describe_error
+from tinystories_slm.data.source_registry import find_source
+from tinystories_slm.data.sources import open_stories
+from tinystories_slm.doctor.diagnostic import Diagnostic
+from tinystories_slm.errors import UserError
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import disk_bytes
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
@@ -136,41 +134,32 @@ def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:
 
 def check_data(config: RunConfig) -> Iterator[Diagnostic]:
     """Check that the token files exist or can be created."""
-    source, folder = config.data.source, config.data.data_dir
+    folder, source = config.data.data_dir, find_source(config.data.source)
     if (folder / "manifest.json").exists():
         manifest = ensure_prepared(config.data, config.tokenizer)
         tokens = manifest.splits["train"]["num_tokens"]
-        yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {source} are prepared")
-    elif source == BUILTIN:
-        yield Diagnostic("data", "ok", f"{folder}: will be created from the built-in corpus")
-    elif not is_on_hub(source):
-        yield Diagnostic("data", "ok", f"{folder}: will be created from {source}")
+        yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {source.value} are prepared")
+    elif source.needs_network:
+        yield _check_download(config)
     else:
-        yield _check_hub_data(config)
+        open_stories(source.value)  # raises if the source does not exist
+        yield Diagnostic("data", "ok", f"{folder}: will be created from {source.label or source.value}")
     pretrained = config.tokenizer.pretrained
     if pretrained and not (folder / "tokenizer").exists() and not Path(pretrained).exists():
         yield Diagnostic("tokenizer", "note", f"{pretrained} will be loaded from the Hub or its cache")
 
 
-def _check_hub_data(config: RunConfig) -> Diagnostic:
-    """Check that a Hub dataset is downloaded, or is reachable and fits on the disk."""
+def _check_download(config: RunConfig) -> Diagnostic:
+    """Check that a dataset is downloaded, or is reachable and fits on the disk."""
     source, folder = config.data.source, config.data.data_dir
     if (folder / "raw" / "source.json").exists():
         return Diagnostic("data", "ok", f"{folder}: the stories of {source} are downloaded")
+    splits = ("train",) if config.data.validation_split == "holdout" else ("train", "validation")
     try:
-        info = HfApi().dataset_info(
-            source, revision=config.data.revision, timeout=TIMEOUT_S, files_metadata=True
-        )
-    except RepositoryNotFoundError:
-        return Diagnostic("data", "PROBLEM", f"the Hub has no dataset {source}", "correct --data.source")
-    except Exception as error:  # offline, proxy, gated dataset: the type depends on the HTTP library
-        return Diagnostic(
-            "data",
-            "PROBLEM",
-            f"{source} is not downloaded, and the Hub is not reachable ({describe_error(error)})",
-            "connect, or train on the built-in corpus: --data.source builtin --data.data_dir data/builtin",
-        )
-    size = _bytes_to_read(config, info)
+        size = find_source(source).num_download_bytes(config.data.revision, splits)
+    except UserError as error:
+        builtin = "--data.source builtin --data.data_dir data/builtin"
+        return Diagnostic("data", "PROBLEM", str(error), f"or train on the built-in corpus: {builtin}")
     needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
     text = (
         f"{source} is on the Hub ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
@@ -179,14 +168,6 @@ def _check_hub_data(config: RunConfig) -> Diagnostic:
     if needed > free:
         return Diagnostic("data", "PROBLEM", text, "free some space, or --data.data_dir on another disk")
     return Diagnostic("data", "ok", text)
-
-
-def _bytes_to_read(config: RunConfig, info: DatasetInfo) -> int:
-    """Return the bytes of the files that a run reads; of all files where `datasets` selects them."""
-    splits = story_files_of(info)
-    wanted = ("train",) if config.data.validation_split == "holdout" else ("train", "validation")
-    names = {name for split in wanted for name in splits.get(split, ())}
-    return sum(file.size or 0 for file in info.siblings or [] if not splits or file.rfilename in names)
 
 
 def _nearest_existing(path: Path) -> Path:

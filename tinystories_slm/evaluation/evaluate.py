@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_source
 from tinystories_slm.data.sources import resolve_revision
 from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
 from tinystories_slm.evaluation.likelihood import score_stories
@@ -56,7 +56,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         tokenizer,
         selection.texts,
         batch_size=args.batch_size,
-        is_builtin_corpus=args.data == BUILTIN,
+        is_builtin_corpus=find_source(args.data).is_builtin_corpus,
         progress=True,
     )
     result |= {

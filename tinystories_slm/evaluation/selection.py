@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.provenance import BUILTIN
-from tinystories_slm.data.sources import in_validation, is_on_hub, needs_holdout, open_stories
+from tinystories_slm.data.source_registry import find_source
+from tinystories_slm.data.sources import in_validation, needs_holdout, open_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData
 
@@ -62,8 +62,9 @@ def select_stories(
     Raises:
         UserError: the source cannot be read, lacks the split, or has no such stories.
     """
+    has_revisions = find_source(args.data).has_revisions
     splits = open_stories(
-        args.data, text_column=args.text_column, revision=revision if is_on_hub(args.data) else None
+        args.data, text_column=args.text_column, revision=revision if has_revisions else None
     )
     same_source = [data for data in trained_on or () if data.is_from(args.data, revision)]
     is_default = args.validation_split is None and args.validation_fraction is None
@@ -111,7 +112,8 @@ def _find_split(
     holds_out = args.split == "validation" and needs_holdout(splits, rule)
     if args.split in splits and not holds_out:
         return args.split, args.split, None
-    is_other_source = is_default and not same_source and args.data != BUILTIN
+    is_builtin_corpus = find_source(args.data).is_builtin_corpus
+    is_other_source = is_default and not same_source and not is_builtin_corpus
     if args.split == "validation" and len(splits) == 1 and (is_other_source or not holds_out):
         return next(iter(splits)), WHOLE, None
     if holds_out:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from tinystories_slm.data.provenance import Provenance
+from tinystories_slm.data.source_registry import find_recorded_source
 from tinystories_slm.runs.run_dir import RunDir
 
 
@@ -51,7 +52,8 @@ class TrainingData:
 
 def source_name(source: str, revision: str) -> str:
     """Return the name of `source` without the path of a local one."""
-    return Path(source).expanduser().resolve().name if revision.startswith("sha256:") else source
+    recorded = find_recorded_source(source, revision)
+    return source if recorded is None else recorded.public_name()
 
 
 def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingData] | None:
@@ -72,4 +74,4 @@ def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingDat
     folder = Path(model).expanduser()
     run_dir = RunDir(folder.resolve().parent)
     manifest = run_dir.load_manifest() if folder.is_dir() and run_dir.config.is_file() else None
-    return [TrainingData.from_provenance(manifest)] if manifest else None
+    return [TrainingData.from_provenance(manifest.provenance)] if manifest else None

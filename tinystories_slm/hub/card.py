@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_recorded_source
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.evaluation.selection import WHOLE
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
@@ -24,11 +24,6 @@ from tinystories_slm.resources import resource_path
 from tinystories_slm.runs.records import validation_metrics
 from tinystories_slm.runs.run_dir import RunDir
 
-# Only licenses that are certain; for other datasets their own page states the license.
-DATA_LICENSES = {
-    "roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)",
-    BUILTIN: "MIT, like the package that generates them",
-}
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
 """Versions of transformers that the model's code was run with (docs/versions.md): the lowest that setup.cfg
 allows, the last with the earlier name of the cache, and the newest (constraints.txt)."""
@@ -132,13 +127,14 @@ def render_card(run: PublishedRun, target: CardTarget) -> str:
 
 def _metadata(run: PublishedRun, target: CardTarget, name: str) -> ModelCardData:
     results = _eval_results(run)
+    dataset_id = run.story_source.dataset_id if run.story_source else None
     return ModelCardData(
         language="en",
         license=target.license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["tinystories", "small-language-model"],
-        datasets=[run.source] if run.is_source_on_hub else None,
+        datasets=[dataset_id] if dataset_id else None,
         base_model=run.base_model,
         metrics=[r.metric_type for r in results if r.metric_type in ("perplexity", "accuracy")] or None,
         model_name=name if results else None,
@@ -155,7 +151,7 @@ def _eval_results(run: PublishedRun) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset,
-            dataset_name=_source_label(dataset),
+            dataset_name=_source_label(dataset, revision),
             dataset_split=evaluation.get("split", "validation"),
             dataset_revision=revision,
             metric_type=metric,
@@ -214,9 +210,8 @@ def _architecture_facts(run: PublishedRun, *, has_weights_of_best: bool) -> dict
 def _data_facts(run: PublishedRun) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if run.source is not None:
-        facts["source"] = _source_link(run.source, on_hub=run.is_source_on_hub)
-        if run.is_source_on_hub or run.source == BUILTIN:
-            facts["data_license"] = DATA_LICENSES.get(run.source)
+        facts["source"] = _source_link(run.source, run.manifest.get("revision"))
+        facts["data_license"] = run.story_source.license if run.story_source else None
     if "revision" in run.manifest:
         facts["revision"] = escape_code(run.manifest["revision"])
     for split, counts in run.manifest.get("splits", {}).items():
@@ -283,7 +278,7 @@ def _eval_facts(run: PublishedRun) -> dict[str, Any]:
         split = str(evaluation.get("split", "validation"))
         stories = "all stories" if split == WHOLE else f"the {escape_markdown(split)} stories"
         at = f" (revision `{escape_code(revision)}`)" if revision else ""
-        facts["evaluated_on"] = f"{stories} of {_source_link(source, on_hub=_is_commit(revision))}{at}"
+        facts["evaluated_on"] = f"{stories} of {_source_link(source, revision)}{at}"
         if trained := evaluation.get("num_training_stories"):
             facts["evaluated_on"] += f", {trained:,} of which the model was trained on"
     if all(_is_number(evaluation.get(name)) for name in ("num_stories", "num_tokens", "num_bytes")):
@@ -351,18 +346,16 @@ def _card_stories(run: PublishedRun) -> list[dict[str, Any]]:
     return [line for line in run.stories if "story" in line][:_MAX_STORIES]
 
 
-def _source_link(source: str, *, on_hub: bool) -> str:
-    if on_hub:
-        return f"[`{source}`](https://huggingface.co/datasets/{source})"
-    return _source_label(source) if source == BUILTIN else f"`{escape_code(source)}`"
+def _source_link(value: str, revision: str | None) -> str:
+    source = find_recorded_source(value, revision)
+    if source and source.dataset_id:
+        return f"[`{source.dataset_id}`](https://huggingface.co/datasets/{source.dataset_id})"
+    return (source and source.label) or f"`{escape_code(value)}`"
 
 
-def _source_label(source: str) -> str:
-    return "the built-in corpus of tinystories_slm" if source == BUILTIN else source
-
-
-def _is_commit(revision: object) -> bool:
-    return isinstance(revision, str) and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+def _source_label(value: str, revision: str | None) -> str:
+    source = find_recorded_source(value, revision)
+    return (source and source.label) or value
 
 
 def _is_number(value: object) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.config import DataArgs, ModelArgs, RunConfig, TokenizerArgs, TrainArgs, to_dict
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.data.story_source import StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.run_dir import RunDir, read_json_object
 
@@ -59,12 +60,12 @@ class PublishedRun:
                 files.evaluation, files.evaluation,
             )  # fmt: skip
             evaluation = {}
-        is_local = _is_local_revision(manifest)
+        revision = manifest.get("revision")
         return cls(
             files=files,
-            config=config and _redact_config(config, source_is_local=is_local),
-            manifest=redact_paths(manifest, source_is_local=is_local),
-            evaluation=redact_paths(evaluation, source_is_local=_is_local_revision(evaluation)),
+            config=config and _redact_config(config, revision),
+            manifest=redact_paths(manifest, revision),
+            evaluation=redact_paths(evaluation, evaluation.get("revision")),
             environment=redact_paths(files.read_environment()),
             metrics=files.read_metrics(),
             stories=[redact_paths(line) for line in files.records_of([files.best], files.read_stories())],
@@ -81,10 +82,10 @@ class PublishedRun:
         return self.manifest.get("source", self.config.data.source if self.config else None)
 
     @property
-    def is_source_on_hub(self) -> bool:
-        """Whether the manifest records a dataset of the Hub."""
-        revision = self.manifest.get("revision")
-        return revision is not None and self.source != BUILTIN and not _is_local_revision(self.manifest)
+    def story_source(self) -> StorySource | None:
+        """The source that the manifest records; None if it is of no known kind."""
+        source = self.source
+        return None if source is None else find_recorded_source(source, self.manifest.get("revision"))
 
     @property
     def base_model(self) -> str | None:
@@ -93,16 +94,17 @@ class PublishedRun:
         return init_from if init_from is not None and "/" in init_from and _is_hub_id(init_from) else None
 
 
-def redact_paths(values: dict[str, Any], *, source_is_local: bool = False) -> dict[str, Any]:
+def redact_paths(values: dict[str, Any], revision: str | None = None) -> dict[str, Any]:
     """Return `values` with every path of this machine reduced to its last part.
 
-    A string is a path if it looks absolute, or if its key allows a path and it is not a Hub id.
+    A string is a path if it looks absolute, or if its key allows a path and it is not a Hub id. With the
+    recorded `revision` of the data, a source is reduced to its public name.
     """
-    return {key: _redact(key, value, source_is_local) for key, value in values.items()}
+    return {key: _redact(key, value, revision) for key, value in values.items()}
 
 
-def _redact_config(config: RunConfig, *, source_is_local: bool) -> RunConfig:
-    values = redact_paths(to_dict(config), source_is_local=source_is_local)
+def _redact_config(config: RunConfig, revision: str | None) -> RunConfig:
+    values = redact_paths(to_dict(config), revision)
     data = values["data"] | {"data_dir": Path(values["data"]["data_dir"])}
     return RunConfig(
         output_dir=Path(values["output_dir"]),
@@ -113,16 +115,16 @@ def _redact_config(config: RunConfig, *, source_is_local: bool) -> RunConfig:
     )
 
 
-def _redact(key: str, value: Any, source_is_local: bool) -> Any:
+def _redact(key: str, value: Any, revision: str | None) -> Any:
     if isinstance(value, dict):
-        return redact_paths(value, source_is_local=source_is_local)
+        return redact_paths(value, revision)
     if isinstance(value, list):
-        return [_redact(key, item, source_is_local) for item in value]
+        return [_redact(key, item, revision) for item in value]
     if not isinstance(value, str) or key in _TEXT_KEYS:
         return value
-    may_be_path = key in _PATH_OR_HUB_ID_KEYS and (
-        not _is_hub_id(value) or (source_is_local and key in ("source", "data"))
-    )
+    if key in ("source", "data") and (source := find_recorded_source(value, revision)):
+        value = source.public_name()
+    may_be_path = key in _PATH_OR_HUB_ID_KEYS and not _is_hub_id(value)
     if _ABSOLUTE_PATH.match(value) or key in _DIRECTORY_KEYS or may_be_path:
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
@@ -130,8 +132,3 @@ def _redact(key: str, value: Any, source_is_local: bool) -> Any:
 
 def _is_hub_id(value: str) -> bool:
     return _HUB_ID.fullmatch(value) is not None and not ("/" in value and Path(value).exists())
-
-
-def _is_local_revision(values: dict[str, Any]) -> bool:
-    """Whether the recorded revision is the checksum of local files, not a commit of the Hub."""
-    return str(values.get("revision", "")).startswith("sha256:")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinystories_slm import grammar
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.data.provenance import BUILTIN
+from tinystories_slm.data.source_registry import find_source
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def entropy_per_token(manifest: Manifest) -> float | None:
 
     None for every other source: its entropy is unknown.
     """
-    if manifest.source != BUILTIN:
+    if not find_source(manifest.provenance.source).is_builtin_corpus:
         return None
     validation = manifest.splits["validation"]
     return grammar.entropy() * validation["num_stories"] / validation["num_tokens"]

@@ -222,10 +222,12 @@ def check_same_data(manifest: Manifest, run_dir: Path) -> None:
             f"{run_dir / MANIFEST}, the record of the run's data, is missing or damaged; if the run uses the "
             "data in data.data_dir, copy manifest.json from there"
         ) from error
+    pairs = [(name, then.provenance, manifest.provenance) for name in ("source", "revision")]
+    pairs += [(name, then, manifest) for name in ("tokenizer_sha256", "splits")]
     differences = [
-        f"{name} was {getattr(then, name)!r} and is {getattr(manifest, name)!r}"
-        for name in ("source", "revision", "tokenizer_sha256", "splits")
-        if getattr(then, name) != getattr(manifest, name)
+        f"{name} was {getattr(old, name)!r} and is {getattr(new, name)!r}"
+        for name, old, new in pairs
+        if getattr(old, name) != getattr(new, name)
     ]
     if differences:
         raise UserError(
@@ -244,7 +246,7 @@ def check_same_source(config: RunConfig, run_dir: Path) -> None:
     """
     if not (run_dir / MANIFEST).exists():
         return
-    if differences := Manifest.load(run_dir / MANIFEST).differences(config.data):
+    if differences := Manifest.load(run_dir / MANIFEST).provenance.differences(config.data):
         raise UserError(
             f"output_dir ({run_dir}) holds a finished run on other stories: {'; '.join(differences)}; "
             "to train a new model, set another --output_dir and --data.data_dir, "

@@ -11,10 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
-from tinystories_slm.data.local import check_apart
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.data.provenance import BUILTIN
-from tinystories_slm.data.sources import check_data_dir
+from tinystories_slm.data.sources import check_apart, check_data_dir
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.runs.run_dir import RunDir
@@ -225,9 +223,7 @@ def _check_source_apart(config: RunConfig) -> None:
         UserError: the source is inside, above or equal to a folder of the run.
     """
     check_data_dir(config.data)
-    if config.data.source != BUILTIN and (
-        config.train.resume == "never" or not checkpoints(config.output_dir)
-    ):
+    if config.train.resume == "never" or not checkpoints(config.output_dir):
         check_apart(config.data.source, "output_dir", config.output_dir)
 
 
