@@ -12,6 +12,7 @@ from tinystories_slm.data.file_formats import KNOWN_FORMATS, READERS, format_of,
 from tinystories_slm.data.selection import Config, group_by_split, select_files, visible
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
+from tinystories_slm.io.file_errors import expand_user
 
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
 _FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
@@ -25,7 +26,7 @@ def is_local(source: str) -> bool:
     Raises:
         UserError: `source` can only be a path and does not exist.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if source and path.exists():
         return True
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -40,7 +41,7 @@ def check_apart(source: str, option: str, folder: Path) -> None:
     Raises:
         UserError: the source is inside, above or equal to `folder`.
     """
-    path, folder_path = Path(source).expanduser(), folder.resolve()
+    path, folder_path = expand_user(source), folder.resolve()
     if not path.exists():
         return
     path = path.resolve()
@@ -82,7 +83,7 @@ def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:
     Raises:
         UserError: `source` contains no file of a known format.
     """
-    root = Path(source).expanduser()
+    root = expand_user(source)
     if root.is_file() and not is_archive(root):
         _check_format(root, source)
         return {split: [root] for split in group_by_split([PurePosixPath(root.name)], source)}
@@ -100,7 +101,7 @@ def archive_of(path: Path) -> Path | None:
 
 def content_hash(source: str) -> str:
     """Return `sha256:` and the hash of a file, or of the `sha256sum` listing of a folder's story files."""
-    root = Path(source).expanduser()
+    root = expand_user(source)
     if root.is_file():
         _check_format(root, source)
         return f"sha256:{file_sha256(root)}"

@@ -10,6 +10,7 @@ from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data import local
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Provenance:
             return f"grammar {grammar.VERSION}"
         if not self.revision.startswith("sha256:"):
             return self.revision  # a commit on the Hub does not change
-        if not Path(self.source).expanduser().exists():
+        if not expand_user(self.source).exists():
             logger.warning(
                 "%s no longer exists; using the stories downloaded from it earlier; for other stories, "
                 "set --data.source",

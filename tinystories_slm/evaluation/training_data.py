@@ -5,12 +5,12 @@ count, the stories that the model was trained on.
 """
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
 from tinystories_slm.data.provenance import Provenance
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.runs.run_dir import RunDir
 
 
@@ -51,7 +51,7 @@ class TrainingData:
 
 def source_name(source: str, revision: str) -> str:
     """Return the name of `source` without the path of a local one."""
-    return Path(source).expanduser().resolve().name if revision.startswith("sha256:") else source
+    return expand_user(source).resolve().name if revision.startswith("sha256:") else source
 
 
 def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingData] | None:
@@ -69,7 +69,7 @@ def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingDat
         complete = [record for record in records if isinstance(record, dict) and {*names} <= record.keys()]
         if complete:
             return [TrainingData(**{name: record[name] for name in names}) for record in complete]
-    folder = Path(model).expanduser()
+    folder = expand_user(model)
     run_dir = RunDir(folder.resolve().parent)
     manifest = run_dir.load_manifest() if folder.is_dir() and run_dir.config.is_file() else None
     return [TrainingData.from_provenance(manifest)] if manifest else None
