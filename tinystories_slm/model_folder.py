@@ -24,6 +24,7 @@ from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device
 from tinystories_slm.io.atomic import file_sha256, replace_directory
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.text_boundaries import suppressed_token_ids
 
@@ -146,7 +147,7 @@ def _local_folder(model: str, revision: str | None) -> str:
     Raises:
         UserError: it is not a model folder, or a revision is given.
     """
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if not (path / "config.json").is_file():
         raise UserError(
             f"model {model!r} is not a model folder: it has no config.json; use RUN/best of a finished run"

@@ -5,6 +5,8 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -18,12 +20,14 @@ from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
 from tinystories_slm.io.atomic import atomic_write
-from tinystories_slm.io.file_errors import translate_write_errors
+from tinystories_slm.io.file_errors import expand_user, translate_write_errors
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
 _SEPARATOR = "\n\n---\n\n"
+# Requests in memory at a time. At the end of each block some slots of the batch are empty: not fewer.
+_BLOCK = 16384
 
 
 def generate(args: GenerateArgs) -> list[GenerationResult]:
@@ -50,15 +54,11 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         args.model, model.device, first_seed, backend, f" ({reason})" if reason else "", args.dtype,
         torch.get_num_threads(),
     )  # fmt: skip
-    requests = prepare_requests(
-        model,
-        tokenizer,
-        [prompt for prompt in prompts for _ in seeds],
-        [seed for _ in prompts for seed in seeds],
-        args.sampling(),
-    )
+    prepared = prepare_requests(model, tokenizer, prompts, [first_seed] * len(prompts), args.sampling())
+    # Lazy: a billion completions per prompt start at once, and end with Ctrl-C.
+    requests = (replace(request, seed=seed) for request in prepared for seed in seeds)
     print_results = _print_stream if args.stream else _print_batch
-    weights = weights_sha256(Path(args.model).expanduser()) if args.output is not None else None
+    weights = weights_sha256(expand_user(args.model)) if args.output is not None else None
     results = []
     with (
         _open_output(args.output) as file,
@@ -106,18 +106,21 @@ def _to_json_line(result: GenerationResult, model: str, weights: str | None, sam
 def _print_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: list[GenerationRequest],
+    requests: Iterator[GenerationRequest],
     args: GenerateArgs,
 ) -> Iterator[GenerationResult]:
     """Generate in batches of `args.batch_size`; yield and print each result as soon as it is complete."""
-    results = generate_batch(
-        model,
-        tokenizer,
-        requests,
-        args.sampling(),
-        batch_size=args.batch_size,
-        finish_sentence=args.finish_sentence,
-        backend=args.backend,
+    results = chain.from_iterable(
+        generate_batch(
+            model,
+            tokenizer,
+            block,
+            args.sampling(),
+            batch_size=args.batch_size,
+            finish_sentence=args.finish_sentence,
+            backend=args.backend,
+        )
+        for block in iter(lambda: list(islice(requests, _BLOCK)), [])
     )
     for index, result in enumerate(results):
         yield result  # before it is printed: a file keeps what standard output cannot take
@@ -128,7 +131,7 @@ def _print_batch(
 def _print_stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: list[GenerationRequest],
+    requests: Iterator[GenerationRequest],
     args: GenerateArgs,
 ) -> Iterator[GenerationResult]:
     """Generate one request after another; print the text in pieces and yield each result at its end."""

@@ -10,6 +10,7 @@ import yaml
 
 from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_in_yaml
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.resources import resource_path
 
 _NULL = "tag:yaml.org,2002:null"
@@ -40,7 +41,7 @@ def read_config_file(path: Path, *, numbers: Collection[str], paths: Collection[
     Raises:
         UserError: the file is empty, or YAML reads it otherwise than it looks.
     """
-    path = path.expanduser()
+    path = expand_user(path)
     if not path.exists() and path.parts[:1] == ("configs",):
         with suppress(UserError):
             path = resource_path(path.as_posix())

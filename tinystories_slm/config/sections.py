@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tinystories_slm.io.file_errors import expand_user
+
 MAY_CHANGE_ON_RESUME = {
     "output_dir",
     "data.data_dir",
@@ -351,4 +353,4 @@ def expand_home(section: Any) -> None:
     """Replace a leading `~` in every path of a frozen dataclass: a shell expands it in few places."""
     for field in fields(section):
         if isinstance(value := getattr(section, field.name), Path):
-            object.__setattr__(section, field.name, value.expanduser())
+            object.__setattr__(section, field.name, expand_user(value))

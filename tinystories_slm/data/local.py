@@ -23,6 +23,7 @@ from tinystories_slm.data.separators import log_separators
 from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
+from tinystories_slm.io.file_errors import expand_user
 
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
 _FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
@@ -51,7 +52,7 @@ class LocalSource(StorySource):
         }
 
     def local_path(self) -> Path:
-        return Path(self.value).expanduser()
+        return expand_user(self.value)
 
     def public_name(self) -> str:
         return self.local_path().resolve().name
@@ -76,7 +77,7 @@ def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:
     Raises:
         UserError: `source` contains no file of a known format.
     """
-    root = Path(source).expanduser()
+    root = expand_user(source)
     if root.is_file() and not is_archive(root):
         _check_format(root, source)
         return {split: [root] for split in group_by_split([PurePosixPath(root.name)], source)}
@@ -94,7 +95,7 @@ def archive_of(path: Path) -> Path | None:
 
 def content_hash(source: str) -> str:
     """Return `sha256:` and the hash of a file, or of the `sha256sum` listing of a folder's story files."""
-    root = Path(source).expanduser()
+    root = expand_user(source)
     if root.is_file():
         _check_format(root, source)
         return f"sha256:{file_sha256(root)}"

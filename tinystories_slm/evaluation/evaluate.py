@@ -21,6 +21,7 @@ from tinystories_slm.evaluation.selection import StorySelection, select_stories
 from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 from tinystories_slm.text_boundaries import text_boundaries
 
@@ -62,7 +63,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     result |= {
         "model": args.model,
         "model_revision": getattr(model.config, "_commit_hash", None) or args.model_revision,
-        "weights_sha256": weights_sha256(Path(args.model).expanduser()),
+        "weights_sha256": weights_sha256(expand_user(args.model)),
         "data": args.data,
         "revision": revision,
         **selection.record(),

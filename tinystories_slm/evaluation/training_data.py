@@ -5,13 +5,13 @@ count, the stories that the model was trained on.
 """
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
 from tinystories_slm.data.provenance import Provenance
 from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.runs.run_dir import RunDir
 
 
@@ -71,7 +71,7 @@ def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingDat
         complete = [record for record in records if isinstance(record, dict) and {*names} <= record.keys()]
         if complete:
             return [TrainingData(**{name: record[name] for name in names}) for record in complete]
-    folder = Path(model).expanduser()
+    folder = expand_user(model)
     run_dir = RunDir(folder.resolve().parent)
     manifest = run_dir.load_manifest() if folder.is_dir() and run_dir.config.is_file() else None
     return [TrainingData.from_provenance(manifest.provenance)] if manifest else None

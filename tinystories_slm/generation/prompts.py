@@ -54,11 +54,12 @@ def _parse_json_list(text: str, name: str) -> list[Any] | None:
     """Return the values of a JSON file that is one list or one object; None for one object per line."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if not text.lstrip().startswith("["):
             return None
+        line = f", line {error.lineno}," if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(
-            f"prompts ({name}), line {error.lineno}, is not JSON ({error.msg}); write [{_EXAMPLE_LINE}]"
+            f"prompts ({name}){line} is not JSON ({_json_reason(error)}); write [{_EXAMPLE_LINE}]"
         ) from error
     return value if isinstance(value, list) else [value]
 
@@ -66,9 +67,13 @@ def _parse_json_list(text: str, name: str) -> list[Any] | None:
 def _parse_line(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON ({error.msg}); write {_EXAMPLE_LINE}") from error
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, or too many brackets
+        raise UserError(f"{where} is not JSON ({_json_reason(error)}); write {_EXAMPLE_LINE}") from error
     return _prompt_of(value, where)
+
+
+def _json_reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _prompt_of(value: Any, where: str) -> str:

@@ -66,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # `resolve` raises RuntimeError for a loop of links
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial

@@ -14,11 +14,14 @@ ENVIRONMENT_ERRORS = frozenset(
         errno.EACCES,
         errno.EDQUOT,
         errno.EFBIG,
+        errno.EIO,
         errno.ELOOP,
+        errno.EMFILE,
         errno.ENAMETOOLONG,
         errno.ENOSPC,
         errno.EPERM,
         errno.EROFS,
+        errno.ESTALE,
     }
 )
 """System errors whose cause is the machine or a path that the user named, wherever they occur."""
@@ -26,9 +29,26 @@ _WRITE_ERRORS = ENVIRONMENT_ERRORS | {errno.EEXIST, errno.EISDIR, errno.ENOENT, 
 _FIXES = {
     errno.EDQUOT: "free disk space",
     errno.EFBIG: "use a file system and a limit (ulimit -f) for larger files",
+    errno.EIO: "check the disk or the network drive",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ESTALE: "check the disk or the network drive",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ENOSPC: "free disk space",
 }
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return `path` with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+        UserError: the home folder is unknown, as in a container whose user has no entry.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"path ({path}) begins with a home folder that is unknown; set HOME or use another path"
+        ) from error
 
 
 def system_errno(error: BaseException) -> int | None:

@@ -15,6 +15,7 @@ from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.sources import check_apart, check_data_dir
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
+from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import (
     MANIFEST,
@@ -74,7 +75,7 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
             check_same_run(config, run_dir)
             return latest_valid_checkpoint(run_dir)
         _check_models_not_overwritten(config)
-        return None if resume == "auto" else _named_checkpoint(Path(resume).expanduser(), config)
+        return None if resume == "auto" else _named_checkpoint(expand_user(resume), config)
     except BaseException:
         release_run_dir(run_dir, lock)
         raise
@@ -101,7 +102,7 @@ def check_resume(config: RunConfig) -> None:
     found = checkpoints(config.output_dir)
     if config.train.resume in ("auto", "never") or not found:
         return
-    named = Path(config.train.resume).expanduser().resolve()
+    named = expand_user(config.train.resume).resolve()
     if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
         raise UserError(
             f"train.resume ({config.train.resume}) is not the newest checkpoint of output_dir "
