@@ -17,6 +17,7 @@ def test_the_value_decides_the_kind_of_source(tmp_path, monkeypatch):
         "builtin": BuiltinSource,
         "roneneldan/TinyStories": HubSource,
         "two words": HubSource,
+        "\u00e9" * 300: HubSource,  # no file system has such a name
         **dict.fromkeys(["folder", "./none", "none.parquet", "~nobody/x", "a/b/c", "/no", ""], LocalSource),
     }
     assert {value: type(find_source(value)) for value in kinds} == kinds

@@ -1,6 +1,7 @@
 """Local story files: selection of files and splits by name, and a hash of their contents."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -36,7 +37,8 @@ class LocalSource(StorySource):
     def matches(cls, value: str) -> bool:
         if not value or value.startswith((".", "/", "~")) or value.count("/") > 1:
             return True
-        return Path(value).suffix.lower() in _FILE_SUFFIXES or Path(value).exists()
+        # Not `Path.exists`: it raises for a name that is too long for the file system.
+        return Path(value).suffix.lower() in _FILE_SUFFIXES or os.path.exists(value)
 
     @classmethod
     def matches_record(cls, value: str, revision: str) -> bool:
