@@ -130,7 +130,9 @@ def test_directory_lock_rejects_a_path_that_is_not_writable(tmp_path):
         pytest.fail("locked")
 
 
-@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, UserError), (errno.EIO, OSError)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, UserError), (errno.EIO, UserError), (errno.EBADF, OSError)]
+)
 def test_directory_lock_translates_only_disk_errors(tmp_path, number, expected):
     with pytest.raises(expected) as raised, directory_lock(tmp_path):
         raise OSError(number, "from the block")
@@ -170,7 +172,7 @@ def test_a_file_system_without_locks_and_fsync_costs_one_line_each(tmp_path, mon
 def test_other_errors_of_the_disk_are_not_hidden(tmp_path, monkeypatch, name):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl if name == "flock" else os, name, fails_with(errno.EIO))
-    with pytest.raises(OSError, match="Input/output error"), directory_lock(tmp_path):
+    with pytest.raises(UserError, match=r"Input/output error.*; check the disk"), directory_lock(tmp_path):
         write_text(tmp_path / "a.txt", "new")
     assert not (tmp_path / "a.txt").exists()
 
