@@ -214,3 +214,11 @@ def test_replace_directory_removes_no_folder_of_the_user(tmp_path):
     texts = {path.parent.name: path.read_text() for path in tmp_path.glob("best*/a.txt")}
     assert texts == {"best": "two", "best.old": "a copy"}
     assert (tmp_path / "disk" / "best" / "a.txt").read_text() == "old"
+
+
+def test_a_loop_of_links_stays_and_is_one_line(tmp_path):
+    link = tmp_path / "a.txt"
+    link.symlink_to(link)
+    with pytest.raises(UserError, match="symbolic links"):
+        atomic.write_output(link, "x")
+    assert link.is_symlink()

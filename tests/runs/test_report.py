@@ -97,6 +97,27 @@ def test_report_of_a_run_of_another_version(run_dir):
     assert "unheard_of" in write_report(run_dir).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"3", b"[]", b"train: 3", b"{}", b"\xff\xfe", b"a: [", b"train: {max_steps: x}"]
+)
+def test_damaged_configuration_is_a_one_line_error(run_dir, text):
+    (run_dir / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"^[^\n]*config\.yaml (must hold|cannot be read)[^\n]*$"):
+        write_report(run_dir)
+
+
+def test_damaged_records_are_skipped(run_dir):
+    """A line is no measurement without its step; text may have been cut within a letter."""
+    for name, text in (
+        ("metrics.jsonl", b"{}\n[" * 2 + b"[" * 10**5),
+        ("stories.jsonl", b'{"story": "\xff"}'),
+    ):
+        path = run_dir / name
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + text)
+    (run_dir / "samples.md").write_bytes((run_dir / "samples.md").read_bytes() + b"\xff")
+    assert "step 900 of 1,200" in write_report(run_dir).read_text(encoding="utf-8")
+
+
 def test_report_of_a_long_run_stays_small(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         for step in range(1000, 50_000):

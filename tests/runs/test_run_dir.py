@@ -36,7 +36,7 @@ def test_stories_may_contain_unicode_line_separators(tmp_path):
     assert run_dir.read_stories() == stories
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]"])
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "[" * 10**5], ids=["cut", "list", "deep"])
 def test_damaged_json_is_a_one_line_error(tmp_path, text):
     run_dir = RunDir(tmp_path)
     run_dir.evaluation.write_text(text)

@@ -94,7 +94,7 @@ class DataManifest:
             names = [field.name for field in fields(Provenance) if field.name in values]
             provenance = Provenance(**{name: values.pop(name) for name in names})
             return cls(provenance=provenance, **values)
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read by this version ({error}); "
                 "delete the contents of its folder to rebuild them, or use another --data.data_dir"

@@ -66,7 +66,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = Path(os.path.realpath(path))  # `resolve` raises RuntimeError for a loop of links
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():  # a loop of links; `resolve` would raise RuntimeError in some versions of Python
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial

@@ -13,7 +13,7 @@ from tinystories_slm.data.source_registry import find_source
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; a last line that a killed run left incomplete is skipped."""
-    return read_json_lines(path)
+    return [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -22,12 +22,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return lines
     # Not `splitlines`: it also splits at U+2028 and U+0085, which a JSON string may hold.
-    for text in path.read_text(encoding="utf-8").split("\n"):
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         if isinstance(line, dict):
             lines.append(line)
@@ -49,7 +49,7 @@ def validation_metrics(lines: list[dict[str, Any]], step: int | None) -> dict[st
 
 def read_samples(path: Path) -> list[tuple[int, str]]:
     """Return (optimizer step, story) for each story of a samples.md, in file order."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     samples = []
     # Each line of a story is quoted with `>`, so no line can look like a heading.
     for section in re.split(r"^## step (?=\d+$)", text, flags=re.MULTILINE)[1:]:

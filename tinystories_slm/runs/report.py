@@ -87,10 +87,29 @@ def _template() -> Template:
     return environment.get_template("report.html.jinja")
 
 
+def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of config.yaml.
+
+    Raises:
+        UserError: the file is damaged or lacks a section that the page shows.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); restore it from the run's command") from error
+    sections = [config.get(name) if isinstance(config, dict) else None for name in ("train", "model", "data")]
+    if not all(isinstance(section, dict) for section in sections) or not isinstance(
+        sections[0].get("max_steps"), int
+    ):
+        raise UserError(f"{path} must hold the options of a run; restore it from the run's command")
+    return config
+
+
 def _page_contents(files: RunDir) -> dict[str, Any]:
     """Return the variables of the template."""
     # Plain YAML: a page about a run of another version also shows options that this one does not have.
-    config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+    config = _read_config(files.config)
     lines = files.read_metrics()
     manifest = files.load_manifest()
     models = (files.best, files.last)
