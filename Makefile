@@ -58,9 +58,7 @@ test-lowest: .venv-lowest/installed
 
 # The instruction sets of torch, its libraries and our kernels as on a CPU of 2013 to 2020; on other CPUs than x86 the
 # variables of torch do nothing.
-# torch.compile's cache does not distinguish these settings: code for AVX-512 from another run would crash.
 lowered := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
-	TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/.cache/torchinductor-lowered" \
 	CC="cc$(if $(filter x86_64,$(shell uname -m)), -march=x86-64-v3)"
 test-lowered: .venv/installed-dev
 	$(lowered) $(BIN)/python -m pytest -n auto -m 'not slow' tests/kernels \
