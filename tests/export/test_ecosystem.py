@@ -50,6 +50,37 @@ def test_transformers_serve_streams_the_greedy_text_and_stops(story_tokenizer, t
     assert story_tokenizer.decode(greedy) == "<|endoftext|>" + text + "<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("format", "error", "message"),
+    [("custom", AttributeError, "no attribute TinyStoriesForCausalLM"), ("gguf", TypeError, "NoneType")],
+)
+def test_transformers_serve_loads_neither_custom_nor_gguf(format, error, message, exported):
+    pytest.importorskip("fastapi", reason="pip install 'tinystories_slm[serve]'")
+    from transformers.cli.serving.model_manager import ModelManager
+
+    manager = ModelManager(device="cpu", trust_remote_code=True)
+    options = {"gguf_file": "model.gguf"} if format == "gguf" else {}
+    # It reads the name of the class from the configuration, and looks it up in transformers.
+    with pytest.raises(error, match=message):
+        manager.load_model_and_processor(str(exported("llama", format)), **options)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_lora_needs_target_modules_for_custom_alone(family, exported):
+    peft = pytest.importorskip("peft", reason="pip install 'tinystories_slm[finetune]'")
+    default = peft.LoraConfig(task_type="CAUSAL_LM")
+    custom = AutoModelForCausalLM.from_pretrained(exported(family, "custom"))
+    # PEFT's defaults are a table of its own by `config.model_type`; nothing in a model's folder adds to it.
+    with pytest.raises(ValueError, match="specify `target_modules`"):
+        peft.get_peft_model(custom, default)
+
+    for options in ({}, {"gguf_file": "model.gguf"}):
+        folder = exported(family, "gguf" if options else "native")
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder, **options), default)
+        targets = model.peft_config["default"].target_modules
+        assert targets == ({"c_attn"} if family == "gpt2" else {"q_proj", "v_proj"})
+
+
 @pytest.mark.parametrize(("family", "format"), FORMATS)
 def test_lora_adapter_trains_and_reloads(family, format, exported, tmp_path):
     peft = pytest.importorskip("peft", reason="pip install 'tinystories_slm[finetune]'")
@@ -76,7 +107,7 @@ def test_lora_adapter_trains_and_reloads(family, format, exported, tmp_path):
     assert not torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("family", "format"), FORMATS[:2])
+@pytest.mark.parametrize(("family", "format"), FORMATS)
 def test_sft_trainer_fine_tunes_and_saves(family, format, exported, tmp_path):
     trl = pytest.importorskip("trl", reason="pip install 'tinystories_slm[finetune]'")
     from datasets import Dataset
