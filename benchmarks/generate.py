@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_tokens, many = (8, 4) if args.quick else (200, 256)
 
     on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: this machine has no CUDA device")
     contenders = _build_gpu_contenders(many) if on_gpu else _build_contenders(many)
     if on_gpu:  # transformers compiles a static cache of each length anew
         speeds = _measure(contenders, args.rounds, num_tokens, warm_up_tokens=num_tokens)

@@ -1,11 +1,9 @@
 """Shared by the tests: small models that differ from their initial near-uniform selves."""
 
-import getpass
 import logging
 import os
 import signal
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The cache of torch.compile does not distinguish lowered instruction sets: code of another run crashes.
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
-    os.path.join(
-        tempfile.gettempdir(),
-        f"torchinductor-tests-{getpass.getuser()}-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
-    ),
+    str(ROOT / ".cache" / f"torchinductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Beside one another, more threads than cores would wait for each other.

@@ -22,6 +22,7 @@ from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs
 from tinystories_slm.config.parse import parse
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.errors import UserError
+from tinystories_slm.generation.prompts import read_prompts
 from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.model_folder import save_model_folder
 
@@ -235,6 +236,31 @@ def test_output_file_has_the_completion_that_stdout_does_not_take(folder, tmp_pa
     with pytest.raises(OSError, match="No space left"):
         generate(GenerateArgs(model=str(folder), prompt="A fox", num_stories=2, batch_size=1, output=output))
     assert [line["prompt"] for line in read_jsonl(output)] == ["A fox"]
+
+
+def test_requests_are_prepared_in_blocks(folder, tmp_path, monkeypatch):
+    """A list of 10^12 requests does not fit into memory; blocks do not change a text."""
+    options = {"model": str(folder), "seed": 5, "max_new_tokens": 4, "batch_size": 2, "device": "cpu"}
+    whole = generate(GenerateArgs(**options, num_stories=7))
+    monkeypatch.setattr("tinystories_slm.commands.generate._BLOCK_SIZE", 3)
+    assert generate(GenerateArgs(**options, num_stories=7)) == whole
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stdout, "write", interrupt)
+    output = tmp_path / "stories.jsonl"
+    for stream in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            generate(GenerateArgs(**options, num_stories=10**12, stream=stream, output=output))
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000, '["' + "[" * 10**5], ids=["deep", "long", "cut"])
+def test_json_beyond_the_limits_of_the_reader_is_one_line(tmp_path, text):
+    path = tmp_path / "prompts.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"^prompts \([^\n]*is not JSON[^\n]*$"):
+        read_prompts(path)
 
 
 def test_a_lone_surrogate_in_a_prompt_is_rejected(folder, tmp_path, monkeypatch, capsys):

@@ -99,6 +99,7 @@ def test_adamw_step_does_not_wait_for_the_device(tiny_run, compiled):
         for _ in range(4):  # compiles, and allocates the optimizer's state
             train_step(run)
             sync_stop_condition(run)
+        assert not run.checks_grad_on_host
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -67,8 +67,14 @@ def test_environment_json_keeps_the_machines_of_earlier_sessions(tmp_path, monke
     assert start("laptop", 301) == start("laptop", 401) == [(1, "H100"), (301, "laptop")]
     assert start("H100", 501) == [(1, "H100"), (301, "laptop"), (501, "H100")]
     assert start("laptop", 301) == [(1, "H100"), (301, "laptop")]  # from an earlier checkpoint
-    (tmp_path / "environment.json").write_text("damaged")
-    assert start("laptop", 301) == [(301, "laptop")]
+    for damaged in (
+        "damaged",
+        '{"earlier_sessions": 3}',
+        '{"first_step": "x"}',
+        '{"earlier_sessions": ["x"]}',
+    ):
+        (tmp_path / "environment.json").write_text(damaged)
+        assert start("laptop", 301) == [(301, "laptop")]
 
 
 def test_environment_json_names_no_host_user_or_path(tmp_path):

@@ -26,8 +26,8 @@ from tinystories_slm.model_folder import load_model_folder, weights_sha256
 logger = logging.getLogger(__name__)
 
 _SEPARATOR = "\n\n---\n\n"
-# Requests in memory at a time. At the end of each block some slots of the batch are empty: not fewer.
-_BLOCK = 16384
+# Requests in memory at a time. At the end of each block the batch runs empty, so it holds many batches.
+_BLOCK_SIZE = 16_384
 
 
 def generate(args: GenerateArgs) -> list[GenerationResult]:
@@ -55,7 +55,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         torch.get_num_threads(),
     )  # fmt: skip
     prepared = prepare_requests(model, tokenizer, prompts, [first_seed] * len(prompts), args.sampling())
-    # Lazy: a billion completions per prompt start at once, and end with Ctrl-C.
+    # A generator: a list of 10^12 requests would not fit into memory.
     requests = (replace(request, seed=seed) for request in prepared for seed in seeds)
     print_results = _print_stream if args.stream else _print_batch
     weights = weights_sha256(expand_user(args.model)) if args.output is not None else None
@@ -120,7 +120,7 @@ def _print_batch(
             finish_sentence=args.finish_sentence,
             backend=args.backend,
         )
-        for block in iter(lambda: list(islice(requests, _BLOCK)), [])
+        for block in iter(lambda: list(islice(requests, _BLOCK_SIZE)), [])
     )
     for index, result in enumerate(results):
         yield result  # before it is printed: a file keeps what standard output cannot take

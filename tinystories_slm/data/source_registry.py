@@ -18,7 +18,11 @@ def find_source(value: str) -> StorySource:
     return next(kind(value) for kind in reversed(SOURCES.values()) if kind.matches(value))
 
 
-def find_recorded_source(value: str, revision: str | None) -> StorySource | None:
-    """Return the source that was recorded as `value` at `revision`; None if it is of no known kind."""
+def find_recorded_source(value: str, revision: object) -> StorySource | None:
+    """Return the source that was recorded as `value` at `revision`; None if it is of no known kind.
+
+    `revision` comes from a file, so it may be of any type.
+    """
+    recorded = revision if isinstance(revision, str) else ""
     kinds = reversed(SOURCES.values())
-    return next((kind(value) for kind in kinds if kind.matches_record(value, revision or "")), None)
+    return next((kind(value) for kind in kinds if kind.matches_record(value, recorded)), None)

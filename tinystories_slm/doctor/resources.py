@@ -162,7 +162,7 @@ def _check_download(config: RunConfig) -> Diagnostic:
         return Diagnostic("data", "PROBLEM", str(error), f"or train on the built-in corpus: {builtin}")
     needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
     text = (
-        f"{source} is on the Hub ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
+        f"{source} will be downloaded ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "
         f"{format_bytes(free)} free"
     )
     if needed > free:

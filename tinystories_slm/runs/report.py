@@ -97,12 +97,12 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}); restore it from the run's command") from error
+        raise UserError(f"{path} cannot be read ({reason}); correct it") from error
     sections = [config.get(name) if isinstance(config, dict) else None for name in ("train", "model", "data")]
     if not all(isinstance(section, dict) for section in sections) or not isinstance(
         sections[0].get("max_steps"), int
     ):
-        raise UserError(f"{path} must hold the options of a run; restore it from the run's command")
+        raise UserError(f"{path} must hold the options of a run; correct it")
     return config
 
 

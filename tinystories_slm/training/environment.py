@@ -51,14 +51,14 @@ def write_environment(
 
 def _session_history(run_dir: RunDir, environment: dict[str, Any]) -> dict[str, Any]:
     """Return `first_step` and, if there were other environments, `earlier_sessions` of `environment`."""
+    first_step = environment["first_step"]
     try:
         previous = run_dir.read_environment()
-    except UserError:  # damaged: it is replaced
-        previous = {}
-    first_step = environment["first_step"]
-    sessions = [*previous.pop("earlier_sessions", []), previous] if previous else []
-    # A run that went back to an earlier checkpoint repeats the later steps.
-    sessions = [session for session in sessions if session.get("first_step", 1) < first_step]
+        sessions = [*previous.pop("earlier_sessions", []), previous] if previous else []
+        # A run that went back to an earlier checkpoint repeats the later steps.
+        sessions = [session for session in sessions if session.get("first_step", 1) < first_step]
+    except (UserError, AttributeError, TypeError):  # damaged: it is replaced
+        sessions = []
     if sessions and _identity(sessions[-1]) == _identity(environment):
         first_step = sessions.pop().get("first_step", 1)
     return {"first_step": first_step} | ({"earlier_sessions": sessions} if sessions else {})
