@@ -1,6 +1,8 @@
+import platform
 import shutil
 
 import pytest
+import torch
 from cpu_kernels import LEVELS, PYTORCH, compiler_commands, main
 
 pytestmark = [
@@ -18,5 +20,16 @@ def test_quick_benchmark_compares_a_compiler_with_pytorch(capsys):
     )
 
 
-def test_every_level_is_a_flag_of_the_compilers():
-    assert set(LEVELS) >= {command.partition("-march=")[2] for command in compiler_commands()}
+def test_levels_are_those_of_the_processor(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "gcc" else None)
+    every = dict.fromkeys((name for needed in LEVELS.values() for name in needed), True)
+    for lacking, levels in (("", [*LEVELS]), ("avx512_dq", [*LEVELS][:2]), ("sse4_2", [*LEVELS][1:])):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda lacking=lacking: every | {lacking: False})
+        assert compiler_commands() == [f"gcc -march={level}" for level in [*levels, "native"]]
+
+
+def test_torch_knows_the_names_of_the_instructions():
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the levels are those of x86-64")
+    assert {name for needed in LEVELS.values() for name in needed} <= torch.cpu.get_capabilities().keys()
