@@ -302,7 +302,7 @@ def test_check_data_counts_the_files_that_are_read(tmp_path, monkeypatch):
     ):
         card["configs"] = configs
         [diagnostic] = resources.check_data(debug_config(*flags, *more))
-        assert f"is on the Hub ({download}); it needs about {disk} of disk" in diagnostic.text
+        assert f"will be downloaded ({download}); it needs about {disk} of disk" in diagnostic.text
     # `datasets` selects the files of this repository.
     siblings[:] = [{"rfilename": "a.csv", "size": 7 * mb}, {"rfilename": "notes.txt", "size": mb}]
     assert "(8.0 MB)" in next(resources.check_data(debug_config(*flags))).text
