@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,25 @@ def test_checkpoints_are_sorted_by_step(tmp_path):
     (tmp_path / "checkpoints" / "step_2000000.partial").mkdir()
 
     assert [checkpoint_step(folder) for folder in checkpoints(tmp_path)] == [200, 999_000, 1_000_000]
+
+
+def test_checkpoints_of_a_run_that_starts_over_raise_nothing(tmp_path):
+    """Another process removes the folder between two system calls of the reader."""
+    folder = tmp_path / "checkpoints"
+    stop = threading.Event()
+
+    def start_over_again_and_again():
+        while not stop.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    other = threading.Thread(target=start_over_again_and_again)
+    other.start()
+    try:
+        assert [checkpoints(tmp_path) for _ in range(3000)] == [[]] * 3000
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_another_configuration_raises_with_every_difference(tiny_run):

@@ -8,6 +8,7 @@ weights are safetensors, and `torch.load(weights_only=True)` reads the rest.
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,10 +102,12 @@ def save_checkpoint(
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints, damaged ones included, oldest first."""
-    folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(
-        (folder for folder in folders if re.fullmatch(r"step_\d+", folder.name)), key=checkpoint_step
-    )
+    folder = run_dir / "checkpoints"
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):  # a run that starts over removes it
+        return []
+    return sorted((folder / name for name in names if re.fullmatch(r"step_\d+", name)), key=checkpoint_step)
 
 
 def latest_valid_checkpoint(run_dir: Path) -> Path | None:
