@@ -7,7 +7,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,12 +169,11 @@ def run_script(
 
 @contextmanager
 def started(command: Sequence[str | Path], **options) -> Iterator[subprocess.Popen]:
-    """Start a process that Ctrl-C reaches, and end it whatever happens.
+    """Start a process that Ctrl-C and the end of a terminal reach, and end it whatever happens.
 
-    A job in the background of a script (nohup, cron) inherits SIGINT as ignored.
+    A job in the background of a script (nohup, cron) inherits SIGINT or SIGHUP as ignored.
     """
-    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(list(map(str, command)), preexec_fn=restore, **options)
+    process = subprocess.Popen(list(map(str, command)), preexec_fn=_restore_signals, **options)
     try:
         yield process
     finally:
@@ -184,6 +182,11 @@ def started(command: Sequence[str | Path], **options) -> Iterator[subprocess.Pop
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def _restore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -59,8 +59,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @contextmanager
 def send_signals(monkeypatch: pytest.MonkeyPatch, stops: dict[int, signal.Signals]) -> Iterator[None]:
-    """Send each signal of `stops` to this process once, at the beginning of its step."""
+    """Send each signal of `stops` to this process once, at the beginning of its step.
+
+    SIGHUP is ignored in a process that was started with nohup, unless a test sends it.
+    """
     pending, train_step = dict(stops), loop.train_step
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in {*stops.values()}}
 
     def interrupted_step(run):
         if number := pending.pop(run.progress.step + 1, None):
@@ -69,7 +73,11 @@ def send_signals(monkeypatch: pytest.MonkeyPatch, stops: dict[int, signal.Signal
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", interrupted_step)
-        yield
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def train_with_stops(
