@@ -27,10 +27,10 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The cache of torch.compile does not distinguish lowered instruction sets: code of another run crashes.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(ROOT / ".cache" / f"torchinductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
+# The cache of torch.compile does not distinguish lowered instruction sets: code of another run crashes. The
+# imports above have set the variable to a folder for all programs.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    ROOT / ".cache" / f"torchinductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Beside one another, more threads than cores would wait for each other.
