@@ -194,13 +194,15 @@ def test_second_visit_asks_the_server_for_the_model_again(local_site, server, vi
 def test_seed_reproduces_text_and_generation_stops_at_the_context(local_site, server, visitor):
     visitor.page.goto(f"{server}/local/")
     sampling = {"temperature": 2, "top_k": 0, "top_p": 1}
-    first, again, other = (visitor.generate(seed=seed, **sampling) for seed in (7, 7, 8))
-    assert first["ids"] == again["ids"] != other["ids"]
-    assert {len(set(result["ids"])) > 30 for result in (first, other)} == {True}
+    first, again, *others = (visitor.generate(seed=seed, **sampling) for seed in (7, 7, 8, 9, 10))
+    assert first["ids"] == again["ids"]
+    assert all(first["ids"] != other["ids"] for other in others)
+    # The model is trained here, so which seed ends a text early depends on the processor.
+    assert max(len(set(result["ids"])) for result in (first, *others)) > 30
 
     unseeded = [visitor.generate(seed="", **sampling) for _ in range(2)]
     assert unseeded[0]["seed"] != unseeded[1]["seed"]
-    assert {result["finishReason"] for result in (first, other, *unseeded)} <= {"stop", "length"}
+    assert {result["finishReason"] for result in (first, *others, *unseeded)} <= {"stop", "length"}
     assert visitor.errors == []
 
 
