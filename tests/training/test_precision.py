@@ -26,7 +26,7 @@ def test_auto_is_bf16_only_if_it_is_faster_on_the_cpu(monkeypatch, capabilities,
 
 def test_speedup_is_measured_on_one_thread_and_once():
     threads = torch.get_num_threads()
-    assert 0.01 < cpu_bf16_speedup() < 100
+    assert 0 < cpu_bf16_speedup() < 1000  # without bf16 instructions a product takes a hundred times longer
     assert cpu_bf16_speedup() == cpu_bf16_speedup()
     assert torch.get_num_threads() == threads
 
