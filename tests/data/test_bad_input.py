@@ -4,7 +4,7 @@ import errno
 import gzip
 import json
 import lzma
-import resource
+import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +121,15 @@ def test_a_small_file_that_expands_to_much_is_rejected_in_bounded_memory(
     assert peak < 100 * MIB
 
 
+def test_a_tar_archive_with_a_name_of_64_mib_is_rejected(tmp_path: Path) -> None:
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 64 * MIB
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(name.tobuf()) + zeros(".gz", 64))
+    expected = "a.tar.gz cannot be read as a tar archive (a name or attribute of 67,108,864 bytes)"
+    assert expected in error_line(path)
+
+
 def test_a_pointer_of_git_lfs_is_not_the_file(tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     (folder / ".git").mkdir(parents=True)
@@ -141,6 +150,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         message = "data.data_dir ({}) cannot be written to (No space left on device); free disk space"
         assert error_line(source) == message.format(tmp_path / "data of the test")
     else:
+        resource = pytest.importorskip("resource", reason="a limit on the size of files needs POSIX")
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:

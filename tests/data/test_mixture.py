@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import DataArgs, RunConfig, load_config, parse_config, save_config
+from tinystories_slm.config.command_args import EvaluateArgs
 from tinystories_slm.data.mixture import MixedSplits, MixtureSource
 from tinystories_slm.data.provenance import Provenance
 from tinystories_slm.data.source_registry import find_recorded_source, find_source
@@ -26,7 +27,9 @@ from tinystories_slm.data.sources import (
     resolve_revision,
 )
 from tinystories_slm.data.story_source import Splits
+from tinystories_slm.doctor.resources import check_data
 from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run
 from tinystories_slm.hub.card import _source_link
 from tinystories_slm.hub.published_run import redact_paths
@@ -57,7 +60,10 @@ def raw(
     return manifest, {split: list(iter_raw_stories(args.data_dir, split)) for split in manifest.splits}
 
 
-def test_stories_are_interleaved_by_weight_until_a_part_ends(tmp_path: Path) -> None:
+def test_stories_are_interleaved_by_weight_until_a_part_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     a, b = write_part(tmp_path, "a", 10, 2), write_part(tmp_path, "b", 2, 1)
     manifest, stories = raw(tmp_path, mixture((a, 3), (b, 1)), "data")
     expected = ["a 0", "a 1", "b 0", "a 2", "a 3", "a 4", "b 1", "a 5", "a 6", "a 7"]  # then b: no more
@@ -78,6 +84,7 @@ def test_stories_are_interleaved_by_weight_until_a_part_ends(tmp_path: Path) -> 
             "num_validation_stories": 1,
         },
     ]
+    assert "the mixture ends where b has no more stories, with 8 of a, 2 of b" in caplog.text
     assert load_stories(mixture((a, 3), (b, 1)), "train")["text"][:] == expected
     assert load_stories(mixture((a, 3), (b, 1)), "validation")["text"][:] == stories["validation"]
 
@@ -199,6 +206,8 @@ def test_errors_of_a_part_name_it(tmp_path: Path) -> None:
         download_data(DataArgs(source=mixture((a, 1)), data_dir=tmp_path / "data", revision="main"))
     with pytest.raises(UserError, match=r"data\.subset \(b\): cannot be set for a mixture; set subset of"):
         download_data(DataArgs(source=mixture((a, 1)), data_dir=tmp_path / "data", subset="b"))
+    with pytest.raises(UserError, match=r"a mixture cannot be scored; set --data to one of its parts"):
+        evaluate(EvaluateArgs(model="none", data=mixture((a, 1))))
     with pytest.raises(UserError, match=r"data\.data_dir .* must lie apart from data\.source"):
         check_apart(mixture(("builtin", 1), (a, 1)), "data.data_dir", tmp_path)
 
@@ -234,6 +243,8 @@ def test_published_facts_of_a_mixture_have_no_path(tmp_path: Path, monkeypatch: 
     folders = use_own_folders(RunConfig(data=DataArgs(source=value)))
     assert folders.data.data_dir.name.startswith("someone-stories+a.jsonl-")
     assert folders.data.data_dir.name == folders.output_dir.name
+    local = RunConfig(data=DataArgs(source=mixture((a, 1)), data_dir=tmp_path / "data"))
+    assert "will be created from `a.jsonl` (weight 1)" in next(check_data(local)).text
 
     provenance = Provenance.from_args(DataArgs(source=value), revision)
     records = TrainingData.of_run(provenance)

@@ -257,11 +257,23 @@ def read_archive(archive: Path, is_wanted: Callable[[str], bool], text_column: s
                 yield from read_file(archive / path, text_column, tar.extractfile(member))
 
 
+class _Member(tarfile.TarInfo):
+    """Header of a member, whose name or other attributes are of plausible size: tarfile reads them whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        member = super().frombuf(buf, encoding, errors)
+        attributes = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if member.type in attributes and member.size > _READ_BYTES:
+            raise tarfile.ReadError(f"a name or attribute of {member.size:,} bytes")
+        return member
+
+
 @contextmanager
 def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar archive to be read once from its start, without a seek."""
     try:
-        with _open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with _open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
             yield tar
     except tarfile.TarError as error:
         raise UserError(

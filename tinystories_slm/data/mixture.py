@@ -1,5 +1,6 @@
 """Mixtures: the training stories of several sources, interleaved by weight, and their validation stories."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,8 @@ from tinystories_slm.config.mixture import MixturePart, format_mixture, parse_mi
 from tinystories_slm.data import folder_names
 from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _BETWEEN_REVISIONS = " + "
 
@@ -80,6 +83,7 @@ class MixedSplits(dict[str, Callable[[], Iterable[str | None]]]):
             index = min(range(len(self.parts)), key=lambda i: self.parts[i].position_of_next())
             pair = next(streams[index], None)
             if pair is None:
+                self._log_end(self.parts[index])
                 break
             num_read += 1
             yield _counted(self.parts[index], pair)
@@ -87,6 +91,14 @@ class MixedSplits(dict[str, Callable[[], Iterable[str | None]]]):
             if not has_holdout(part.splits) and "validation" in part.splits:
                 for pair in read_part(part.splits, "validation"):
                     yield _counted(part, pair)
+
+    def _log_end(self, ended: OpenPart) -> None:
+        shares = [f"{part.counts['num_train_stories']:,} of {part.counts['source']}" for part in self.parts]
+        logger.info(
+            "the mixture ends where %s has no more stories, with %s; another weight changes this",
+            ended.counts["source"],
+            ", ".join(shares),
+        )
 
 
 def _counted(part: OpenPart, pair: tuple[str, str]) -> tuple[str, str]:
