@@ -544,8 +544,9 @@ def test_error_when_the_hub_is_unreachable(tmp_path: Path, monkeypatch: pytest.M
 def test_path_errors(tmp_path: Path) -> None:
     for source in ("./none", "none.parquet", "/no/where", "~/none-of-it", "a/b/c", ""):
         assert "does not exist" in error_line(tmp_path, source)
-    (tmp_path / "a.csv").write_text("text\n")
-    assert "must end in one of .parquet, .jsonl, .json, .txt" in error_line(tmp_path, tmp_path / "a.csv")
+    (tmp_path / "a.md").write_text("text\n")
+    known = "must end in one of .parquet, .jsonl, .csv, .tsv, .json, .txt, or one of these in .gz"
+    assert known in error_line(tmp_path, tmp_path / "a.md")
     (tmp_path / "folder").mkdir()
     assert "must contain a file that ends in" in error_line(tmp_path, tmp_path / "folder")
     source = write_jsonl(tmp_path / "a.jsonl", STORIES)

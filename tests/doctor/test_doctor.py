@@ -304,8 +304,10 @@ def test_check_data_counts_the_files_that_are_read(tmp_path, monkeypatch):
         [diagnostic] = resources.check_data(debug_config(*flags, *more))
         assert f"will be downloaded ({download}); it needs about {disk} of disk" in diagnostic.text
     # `datasets` selects the files of this repository.
-    siblings[:] = [{"rfilename": "a.csv", "size": 7 * mb}, {"rfilename": "notes.txt", "size": mb}]
+    siblings[:] = [{"rfilename": "a.arrow", "size": 7 * mb}, {"rfilename": "notes.txt", "size": mb}]
     assert "(8.0 MB)" in next(resources.check_data(debug_config(*flags))).text
+    siblings[0]["rfilename"], card["configs"] = "a.csv", []
+    assert "(7.0 MB)" in next(resources.check_data(debug_config(*flags))).text
 
 
 def test_check_packages_reports_missing_and_old_versions(monkeypatch):

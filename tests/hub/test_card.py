@@ -189,6 +189,27 @@ def test_card_links_a_hub_dataset_with_commit_and_known_license(complete_run, so
     assert ("license" in text) == (license is not None) and (license or "") in text
 
 
+def test_card_names_set_configuration_and_mixture(complete_run):
+    """Each is a source whose name alone does not identify the stories."""
+    manifest, commit = complete_run / "manifest.json", "f54c09fd" * 5
+    update_json(manifest, source="tinystories-v2", revision=commit)
+    text = card_text(complete_run)
+    link = "[`roneneldan/TinyStories`](https://huggingface.co/datasets/roneneldan/TinyStories)"
+    assert f"`tinystories-v2`, from {link}, revision `{commit}`" in text
+    assert ModelCard(text).data.datasets == ["roneneldan/TinyStories"] and "CDLA-Sharing-1.0" in text
+
+    update_json(manifest, source="tester/other", subset="short")
+    text = card_text(complete_run)
+    assert "datasets/tester/other) (configuration `short`), revision" in text
+    assert {result.dataset_config for result in ModelCard(text).data.eval_results} == {"short"}
+
+    parts = [{"name": "tester/other", "weight": 3}, {"name": "/home/me/my tales.jsonl", "weight": 1}]
+    update_json(manifest, source=json.dumps(parts), subset=None, revision=f"{commit} + sha256:{'0' * 64}")
+    text = card_text(complete_run)
+    assert "a mixture of `tester/other` (weight 3) and `my tales.jsonl` (weight 1), revision" in text
+    assert ModelCard(text).data.datasets == ["tester/other"] and "/home/me" not in text
+
+
 def test_card_names_a_base_model_of_the_hub(complete_run):
     for init_from, base_model in (("tester/first", "tester/first"), (str(complete_run / "best"), None)):
         update_config(complete_run, f"--model.init_from={init_from}")

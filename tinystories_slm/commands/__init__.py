@@ -40,7 +40,9 @@ COMMANDS = {
         default_config="configs/quickstart.yaml",
     ),
     "download_data": Command(
-        "tinystories_slm.commands.data:run_download", _CONFIG, "stories -> data_dir/raw"
+        "tinystories_slm.commands.data:run_download",
+        f"{_ARGS}:DownloadArgs",
+        "stories -> data_dir/raw; --list: the named sets",
     ),
     "train_tokenizer": Command(
         "tinystories_slm.commands.data:run_train_tokenizer", _CONFIG, "stories -> data_dir/tokenizer"

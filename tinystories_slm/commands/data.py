@@ -1,13 +1,18 @@
 """The three steps of preparation as commands: download_data, train_tokenizer, prepare_data."""
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.config.command_args import DownloadArgs
+from tinystories_slm.data.named_sets import format_named_sets
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.sources import RawManifest, download_data
 from tinystories_slm.data.tokenizer import TokenizerManifest, train_tokenizer
 
 
-def run_download(config: RunConfig) -> None:
-    """Write the stories to `data_dir/raw` and print the counts of each split."""
+def run_download(config: DownloadArgs) -> None:
+    """Write the stories to `data_dir/raw` and print the counts of each split, or print the named sets."""
+    if config.list:
+        print(format_named_sets())
+        return
     folder = download_data(config.data)
     for split, counts in RawManifest.load(folder / "source.json").splits.items():
         dropped = counts["num_empty_dropped"] + counts["num_null_dropped"]

@@ -18,7 +18,7 @@ from tinystories_slm.data.sources import iter_raw_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_texts, write_scores
 from tinystories_slm.evaluation.selection import count_training_stories
-from tinystories_slm.evaluation.training_data import TrainingData, read_training_data
+from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run, read_training_data
 from tinystories_slm.generation import SamplingParams, generate_batch, generate_texts, prepare_requests
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
 from tinystories_slm.hub.card import is_card_current, write_card
@@ -86,7 +86,8 @@ def _current_evaluation(
         "split": "validation",
         "protocol": PROTOCOL,
     }
-    if len(trained_on) == 1:  # a base model may have been trained on stories that this run held out
+    # A base model may have been trained on stories that this run held out.
+    if trained_on and len(trained_on) == num_records_of_last_run(trained_on):
         expected["num_training_stories"] = 0
     num_stories = min(_EVAL_STORIES, manifest.splits["validation"]["num_stories"])
     differences = [name for name, value in expected.items() if found.get(name) != value]
@@ -128,6 +129,7 @@ def _evaluate_best(
         "weights_sha256": weights,
         "data": manifest.provenance.source,
         "revision": manifest.provenance.revision,
+        "subset": manifest.provenance.subset,
         "split": "validation",
         "num_split_stories": num_stories,
         "num_source_stories": num_stories,

@@ -19,7 +19,7 @@ def use_own_folders(config: RunConfig) -> RunConfig:
     are kept.
     """
     source, data, output_dir = config.data.source, config.data, config.output_dir
-    name = find_source(source).folder_name()
+    name = find_source(source, data.subset).folder_name()
     if name is None:
         return config
     name = _earlier_name(source) or name

@@ -109,7 +109,9 @@ class EvaluateArgs:
     model: str
     """Model folder (RUN/best) or Hub id of any causal language model."""
     data: str
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
+    """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
+    subset: str | None = None
+    """Configuration of a Hub dataset, or of a folder whose README.md lists several; null for the default."""
     split: str = "validation"
     """Split of the data. A missing `validation` is what the model's run held out of these data; data that the
     model was not trained on are scored in full if they have one split."""
@@ -123,7 +125,7 @@ class EvaluateArgs:
     output: Path | None = None
     """JSON file for the scores; null for none."""
     text_column: str = "text"
-    """Column (parquet) or key (JSON) that holds the story."""
+    """Column (parquet, CSV) or key (JSON) that holds the story."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null for its newest commit."""
     validation_split: Literal["auto", "holdout"] | None = None
@@ -282,6 +284,14 @@ class ModelDoctorArgs:
 
     def __post_init__(self) -> None:
         expand_home(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadArgs(RunConfig):
+    """Write the stories of `data.source` to `data.data_dir`/raw, or list the named sets."""
+
+    list: bool = False
+    """Print the named sets that `data.source` takes, with repository, revision, files and license."""
 
 
 def doctor_args(argv: Sequence[str]) -> type[DoctorArgs] | type[ModelDoctorArgs]:

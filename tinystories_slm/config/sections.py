@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tinystories_slm.config.mixture import canonical_source
+from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import expand_user
 
 MAY_CHANGE_ON_RESUME = {
@@ -34,12 +36,16 @@ and how its steps are computed, not what is learned."""
 class DataArgs:
     """Source of the stories, their split, packing and files."""
 
-    source: str = "builtin"
-    """`builtin`, a Hub dataset id, or a local file or folder (parquet, JSON, text)."""
+    source: str | list[dict[str, Any]] = "builtin"
+    """`builtin`, a named set (`download_data --list`), a Hub dataset id, or a local file or folder (parquet,
+    CSV, JSON, text); or a list of these with weights: `[{name: tinystories, weight: 3}, {name: a.csv}]`."""
+    subset: str | None = None
+    """Configuration of a Hub dataset, or of a folder whose README.md lists several; null for the default."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub dataset; null for its newest commit, which is recorded."""
+    """Branch, tag or commit of a Hub dataset; null for its newest commit, which is recorded, or the pinned
+    commit of a named set."""
     text_column: str = "text"
-    """Column (parquet) or key (JSON) that holds the story."""
+    """Column (parquet, CSV) or key (JSON) that holds the story."""
     data_dir: Path = Path("data/builtin")
     """Folder of raw stories, tokenizer, token files and manifest; one source per folder."""
     seq_len: int = 256
@@ -62,6 +68,10 @@ class DataArgs:
 
     def __post_init__(self) -> None:
         expand_home(self)
+        try:
+            object.__setattr__(self, "source", canonical_source(self.source))
+        except ValueError as error:
+            raise UserError(f"data.source ({self.source}): {error}") from error
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""

@@ -1,21 +1,22 @@
-"""Readers of story files: parquet, JSONL, JSON, and text with `<|endoftext|>`, also compressed or in a tar.
+"""Readers of story files: parquet, JSONL, CSV, TSV, JSON and text, also compressed or in a tar archive.
 
-A reader yields the stories of one file in order, with `None` for a null, in bounded memory. JSON and
+A reader yields the stories of one file in order, with `None` for a null, in bounded memory. CSV, JSON and
 text do not go through `datasets`, so that an error message can give the line or byte of the fault.
 """
 
 import codecs
+import csv
 import gzip
 import io
 import json
 import lzma
 import re
-import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
@@ -29,6 +30,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 _READ_BYTES = 2**20
 _MAX_STORY_BYTES = 2**24  # a longer story means that separators or line ends are missing
+_MAX_EXPANDED_BYTES = 2**32  # of a compressed parquet file, which is copied to a temporary one
 _EDGES = "\ufeff\0" + "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 _BETWEEN_VALUES = re.compile(r"[ \t\r\n,]*")
 _SAMPLE_ROWS = 100
@@ -44,7 +46,8 @@ def read_text(path: Path, text_column: str = "text", stream: BinaryIO | None = N
     Byte-order marks and NUL bytes at the ends of a story are removed: joined files have them in the middle.
 
     Raises:
-        UserError: the file contains no `<|endoftext|>`, so it would be one huge story, or invalid UTF-8.
+        UserError: the file contains no `<|endoftext|>`, so it would be one huge story, a story that is longer
+            than 16 MiB, or invalid UTF-8.
     """
     offset, rest, separated = 0, b"", False
     with _open_bytes(path, stream) as file:
@@ -55,7 +58,8 @@ def read_text(path: Path, text_column: str = "text", stream: BinaryIO | None = N
                 offset += len(story) + len(END_OF_TEXT)
                 separated = True
             if len(rest) > _MAX_STORY_BYTES:
-                raise _missing_separator_error(path)
+                where = f"{path}, the story from byte {offset}"
+                raise _too_long_error(where) if separated else _missing_separator_error(path)
     if last := _strip(_decode(rest, path, offset)):
         if not separated:
             raise _missing_separator_error(path)
@@ -74,7 +78,7 @@ def read_jsonl(path: Path, text_column: str = "text", stream: BinaryIO | None = 
             line_number += 1
             where = f"{path}, line {line_number}"
             if len(line) == _MAX_STORY_BYTES:
-                raise UserError(f"{where} is longer than 16 MiB; write one JSON object per line")
+                raise _too_long_error(where)
             if text := _decode(line, path, offset).strip():
                 yield _story_of_record(_parse_line(text, where), text_column, where)
             offset += len(line)
@@ -118,9 +122,46 @@ def read_parquet(
         ) from error
 
 
+def read_csv(
+    path: Path, text_column: str = "text", stream: BinaryIO | None = None, *, delimiter: str = ","
+) -> Iterator[str]:
+    """Yield the fields of column `text_column`; the first row names the columns.
+
+    A field with a delimiter, a quote or a line end is quoted, and a quote in it doubled (RFC 4180). Blank
+    lines are skipped, and line ends in a field become `\\n`.
+
+    Raises:
+        UserError: the column is missing or occurs twice, a row has another number of fields, a quote is not
+            closed, or the file contains invalid UTF-8.
+    """
+    with _open_bytes(path, stream) as file:
+        csv.field_size_limit(_MAX_STORY_BYTES)  # the default, 131,072 characters, is less than a long story
+        rows = csv.reader(_iter_lines(path, file), delimiter=delimiter, strict=True)
+        column, names, start = 0, [], 1
+        try:
+            for row in rows:
+                if row and not names:
+                    names, column = row, _find_column(row, text_column, f"{path}, line {start}")
+                elif row:
+                    if len(row) != len(names):
+                        raise UserError(
+                            f"{path}, line {start} has {len(row)} fields, and the header {len(names)}; "
+                            "quote a field that contains the delimiter or a line end"
+                        )
+                    yield row[column].replace("\r\n", "\n")
+                start = rows.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, row that starts in line {start} cannot be read ({error}); quote each field that "
+                "contains a quote, and double the quotes in it"
+            ) from error
+
+
 READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
     ".json": read_json,
     ".txt": read_text,
 }
@@ -153,6 +194,7 @@ def read_file(path: Path, text_column: str, stream: BinaryIO | None = None) -> I
     """
     suffix = str(format_of(path))
     if stream is None:
+        _check_not_lfs_pointer(path)
         rows = READERS[suffix](path, text_column)
     else:
         rows = READERS[suffix](path, text_column, stream)
@@ -163,11 +205,13 @@ def reject_lines(rows: Iterable[str | None], where: str) -> Iterator[str | None]
     """Yield `rows`; raise if they are the lines of a text file, as its load with `datasets` gives.
 
     Raises:
-        UserError: a row is `<|endoftext|>` alone, or of the first 100 rows none has a line end and at least
-            a quarter is blank.
+        UserError: a row is `<|endoftext|>` alone or longer than 16 MiB, or of the first 100 rows none has a
+            line end and at least a quarter is blank.
     """
     num_blank = num_broken = 0
     for number, row in enumerate(rows, start=1):
+        if row is not None and len(row) > _MAX_STORY_BYTES:
+            raise _too_long_error(f"{where}, row {number}")
         text = "a null" if row is None else row.strip()
         num_blank += not text
         num_broken += "\n" in text
@@ -201,23 +245,35 @@ def list_archive(archive: Path) -> list[PurePosixPath]:
         return [_member_path(archive, member) for member in tar if member.isfile()]
 
 
-def read_archive(archive: Path, members: Collection[str], text_column: str) -> Iterator[str | None]:
-    """Yield the stories of the files `members` of a tar archive, in its order; nothing is extracted.
+def read_archive(archive: Path, is_wanted: Callable[[str], bool], text_column: str) -> Iterator[str | None]:
+    """Yield the stories of the files of a tar archive whose path `is_wanted`; nothing is extracted.
 
     Raises:
         UserError: the archive or a file in it cannot be read.
     """
     with _open_archive(archive) as tar:
         for member in tar:
-            if member.isfile() and str(path := _member_path(archive, member)) in members:
+            if member.isfile() and is_wanted(str(path := _member_path(archive, member))):
                 yield from read_file(archive / path, text_column, tar.extractfile(member))
+
+
+class _Member(tarfile.TarInfo):
+    """Header of a member, whose name or other attributes are of plausible size: tarfile reads them whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        member = super().frombuf(buf, encoding, errors)
+        attributes = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if member.type in attributes and member.size > _READ_BYTES:
+            raise tarfile.ReadError(f"a name or attribute of {member.size:,} bytes")
+        return member
 
 
 @contextmanager
 def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar archive to be read once from its start, without a seek."""
     try:
-        with _open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with _open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
             yield tar
     except tarfile.TarError as error:
         raise UserError(
@@ -257,9 +313,27 @@ def _open_seekable(path: Path, stream: BinaryIO | None) -> Iterator[Path | Binar
         yield path
         return
     with _open_bytes(path, stream) as file, tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy)
+        _copy_bounded(path, file, copy)
         copy.seek(0)
         yield copy
+
+
+def _copy_bounded(path: Path, file: BinaryIO, copy: BinaryIO) -> None:
+    """Copy a file that expands to a plausible size: no parquet file holds much more than it is compressed.
+
+    Raises:
+        UserError: `path` expands to more than `_MAX_EXPANDED_BYTES` and 20 times its size.
+    """
+    size = path.stat().st_size if path.is_file() else 0  # 0 in an archive
+    left = max(_MAX_EXPANDED_BYTES, 20 * size)
+    while chunk := file.read(_READ_BYTES):
+        left -= len(chunk)
+        if left < 0:
+            raise UserError(
+                f"{path} expands to more than {_MAX_EXPANDED_BYTES / 2**30:g} GiB and 20 times its size; "
+                "decompress it yourself if that is right"
+            )
+        copy.write(chunk)
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:
@@ -303,6 +377,8 @@ def _iter_json_values(path: Path, file: BinaryIO) -> Iterator[tuple[object, str]
                 continue
             if not text and not in_list:
                 return
+            if len(text) >= _MAX_STORY_BYTES and "Unterminated string" in str(error):
+                raise _too_long_error(f"{path}, item {number} (line {line})") from error
             reason = getattr(error, "msg", error) if text else "the file ends inside its list"
             raise UserError(
                 f"{path}, item {number} (line {line}) is not valid JSON ({reason}); write the file again"
@@ -330,6 +406,19 @@ def _iter_decoded(path: Path, file: BinaryIO) -> Iterator[str]:
             return
 
 
+def _iter_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with their ends; only `\\n` ends a line."""
+    rest, line_number = "", 0
+    for text in _iter_decoded(path, file):
+        *lines, rest = (rest + text).split("\n")
+        line_number += len(lines)
+        yield from (f"{line}\n" for line in lines)
+        if len(rest) > _MAX_STORY_BYTES:
+            raise _too_long_error(f"{path}, line {line_number + 1}")
+    if rest:
+        yield rest
+
+
 def _story_of_record(record: object, text_column: str, where: str) -> str | None:
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object; write one object per line, with key {text_column!r}")
@@ -354,11 +443,30 @@ def _story_of_record(record: object, text_column: str, where: str) -> str | None
     return story
 
 
-def _check_column(schema: pa.Schema, text_column: str, path: Path) -> None:
-    if text_column not in schema.names:
+def _find_column(names: Sequence[str], text_column: str, where: object) -> int:
+    """Return the index of column `text_column`; UserError if it is missing or occurs twice."""
+    if text_column not in names:
         raise UserError(
-            f"{path} has no column {text_column!r}, only {_join_names(schema.names)}; set data.text_column"
+            f"{where} has no column {text_column!r}, only {_join_names(names)}; set data.text_column"
         )
+    if names.count(text_column) > 1:
+        raise UserError(
+            f"{where} has {names.count(text_column)} columns named {text_column!r}; rename all but one, or "
+            "set data.text_column"
+        )
+    return names.index(text_column)
+
+
+def _check_not_lfs_pointer(path: Path) -> None:
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs.github.com/spec"):
+            raise UserError(
+                f"{path} is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder"
+            )
+
+
+def _check_column(schema: pa.Schema, text_column: str, path: Path) -> None:
+    _find_column(schema.names, text_column, path)
     column_type = schema.field(text_column).type
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
@@ -377,6 +485,10 @@ def _invalid_utf8_error(path: Path, offset: int, error: UnicodeDecodeError) -> U
     )
 
 
+def _too_long_error(where: str) -> UserError:
+    return UserError(f"{where} is longer than 16 MiB, which no story is; check that its end is marked")
+
+
 def _missing_separator_error(path: Path) -> UserError:
     return UserError(
         f"{path} has no {END_OF_TEXT} between its stories; add one after each story, "
@@ -385,7 +497,7 @@ def _missing_separator_error(path: Path) -> UserError:
 
 
 def _join_names(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "nothing"
+    return ", ".join(repr(name if len(name) <= 60 else f"{name[:57]}...") for name in names) or "nothing"
 
 
 def first_line(error: BaseException) -> str:

@@ -2,9 +2,13 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-_RESERVED_NAMES = {"", "builtin", "quickstart"}  # of the built-in corpus and its run
+from tinystories_slm.data.named_sets import NAMED_SETS
+
+_RESERVED_NAMES = {"", "builtin", "quickstart", *NAMED_SETS}  # of other sources, and of a run
 _MAX_NAME_BYTES = 150  # file systems take 255, and names of temporary folders are longer
 
 
@@ -25,6 +29,13 @@ def folder_name(source: str) -> str:
         digest = hashlib.sha256(os.fsencode(shown)).hexdigest()[:8]
         name = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
     return name
+
+
+def mixture_name(source: str, parts: Iterable[str]) -> str:
+    """Return a folder name for the mixture `source` of `parts`: the parts with `+`, and a hash of all."""
+    shown = re.sub(r"[^\w.+-]", "-", "+".join(parts), flags=re.ASCII)
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
+    return f"{shown[:_MAX_NAME_BYTES]}-{digest}"
 
 
 def _join_parts(path: Path) -> str:

@@ -16,7 +16,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 
 from tinystories_slm.data import local
 from tinystories_slm.data.file_formats import first_line, format_of, reject_lines
-from tinystories_slm.data.selection import select_files, story_files
+from tinystories_slm.data.named_sets import NAMED_SETS, suggest_name
+from tinystories_slm.data.selection import select_files, several_subsets_error, story_files
 from tinystories_slm.data.separators import log_separators
 from tinystories_slm.data.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
@@ -25,11 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 TIMEOUT_S = 10.0
-_OF_DATASETS = {".csv", ".tsv", ".arrow"}
-
-
-# Only licenses that are certain; for other datasets their own page states the license.
-DATASET_LICENSES = {"roneneldan/TinyStories": "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/)"}
+_OF_DATASETS = {".arrow"}
 
 
 class HubSource(StorySource):
@@ -37,6 +34,7 @@ class HubSource(StorySource):
 
     has_revisions = True
     needs_network = True
+    has_subsets = True
 
     @classmethod
     def matches(cls, value: str) -> bool:
@@ -44,7 +42,7 @@ class HubSource(StorySource):
 
     @classmethod
     def matches_record(cls, value: str, revision: str) -> bool:
-        return _is_commit(revision)
+        return is_commit(revision)
 
     def resolve_revision(self, requested: str | None) -> str:
         return resolve_dataset_commit(self.value, requested)
@@ -52,15 +50,15 @@ class HubSource(StorySource):
     def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
         """Return the splits; `datasets` loads repositories of formats that this package does not read."""
         source, commit = self.value, resolve_dataset_commit(self.value, revision)
-        if files := select_story_files(source, commit):
+        if files := select_story_files(source, commit, self.subset):
             return {name: partial(_read_files, source, commit, files, name, text_column) for name in files}
-        splits = load_splits(source, commit, text_column)
+        splits = load_splits(source, commit, text_column, self.subset)
         return {name: partial(_read_split, split, source, text_column) for name, split in splits.items()}
 
     def num_download_bytes(self, revision: str | None, splits: Collection[str]) -> int:
         """Return the bytes of the story files of `splits`; of all files where `datasets` selects them."""
         info = _dataset_info(self.value, revision, files_metadata=True)
-        files = story_files_of(info)
+        files = story_files_of(info, self.subset)
         names = {name for split in splits for name in files.get(split, ())}
         return sum(file.size or 0 for file in info.siblings or [] if not files or file.rfilename in names)
 
@@ -69,11 +67,18 @@ class HubSource(StorySource):
         return self.value
 
     @property
+    def is_part_of_revision(self) -> bool:
+        return self.subset is not None
+
+    @property
     def license(self) -> str | None:
-        return DATASET_LICENSES.get(self.value)
+        """License of a dataset that a named set describes; the page of another one states it."""
+        licenses = (named.license for named in NAMED_SETS.values() if named.repository == self.value)
+        return next(licenses, None)
 
 
-def _is_commit(revision: str) -> bool:
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a full commit and not a branch or tag."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
@@ -100,7 +105,7 @@ def resolve_dataset_commit(source: str, revision: str | None = None) -> str:
     Raises:
         UserError: the dataset or revision does not exist, or the Hub cannot be reached.
     """
-    if revision is not None and _is_commit(revision):
+    if revision is not None and is_commit(revision):
         return revision  # no request needed, so a cached dataset loads offline
     commit = _dataset_info(source, revision).sha
     if commit is None:
@@ -119,12 +124,13 @@ def _dataset_info(source: str, revision: str | None, **options: bool) -> Dataset
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"data.source ({source}) is neither an existing path nor a dataset on the Hub that you can read; "
-            "correct it, or log in with `hf auth login` if it is private"
+            f"correct it, or log in with `hf auth login` if it is private{suggest_name(source)}"
         ) from error
     except Exception as error:  # the exception types depend on the HTTP library
         raise UserError(
             f"data.source ({source}) is not an existing path, and the Hub cannot be reached "
             f"({type(error).__name__}: {first_line(error)}); correct the name or check the connection"
+            f"{suggest_name(source)}"
         ) from error
 
 
@@ -146,22 +152,46 @@ def resolve_model_commit(name: str, revision: str | None = None) -> str | None:
         return None
 
 
-def select_story_files(source: str, commit: str) -> dict[str, list[str]]:
+def list_files(source: str, revision: str) -> dict[str, int]:
+    """Return the size in bytes of each file of a dataset; without a connection, of the files in the cache.
+
+    Raises:
+        UserError: the dataset or revision does not exist, or the Hub cannot be reached and no file is cached.
+    """
+    try:
+        info = _dataset_info(source, revision, files_metadata=True)
+    except UserError:
+        folder = _cached_snapshot(source, revision)
+        if folder is None:
+            raise
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _cached_snapshot(source: str, revision: str) -> Path | None:
+    try:
+        return Path(snapshot_download(source, repo_type="dataset", revision=revision, local_files_only=True))
+    except Exception:  # nothing is in the cache
+        return None
+
+
+def select_story_files(source: str, commit: str, subset: str | None = None) -> dict[str, list[str]]:
     """Return the story files of a dataset by split, as of the same folder on disk.
 
     Without a connection these are the files in the cache. The result is empty if only `datasets` can read it.
 
     Raises:
-        UserError: the dataset has several configurations and no default.
+        UserError: the dataset has no configuration `subset`, or several and no default.
     """
     try:
         info = HfApi().dataset_info(source, revision=commit, timeout=TIMEOUT_S, files_metadata=True)
     except Exception:  # the exception types depend on the HTTP library
-        return _cached_story_files(source, commit)
-    return story_files_of(info)
+        return _cached_story_files(source, commit, subset)
+    return story_files_of(info, subset)
 
 
-def story_files_of(info: DatasetInfo) -> dict[str, list[str]]:
+def story_files_of(info: DatasetInfo, subset: str | None = None) -> dict[str, list[str]]:
     """Return the story files of the dataset that `info` describes, by split; see `select_story_files`."""
     paths = [PurePosixPath(file.rfilename) for file in info.siblings or []]
     formats = {format_of(path) for path in story_files(paths)}
@@ -169,14 +199,14 @@ def story_files_of(info: DatasetInfo) -> dict[str, list[str]]:
     if not formats or (".parquet" not in formats and any(path.suffix in _OF_DATASETS for path in paths)):
         return {}
     card = info.card_data.to_dict() if info.card_data else {}
-    splits = select_files(paths, info.id, card.get("configs") or ())
+    splits = select_files(paths, info.id, card.get("configs") or (), subset)
     return {split: [str(path) for path in files] for split, files in splits.items()}
 
 
-def _cached_story_files(source: str, commit: str) -> dict[str, list[str]]:
+def _cached_story_files(source: str, commit: str, subset: str | None) -> dict[str, list[str]]:
     try:
         folder = Path(snapshot_download(source, repo_type="dataset", revision=commit, local_files_only=True))
-        splits = local.files_by_split(str(folder))
+        splits = local.files_by_split(str(folder), subset)
     except Exception:  # nothing is in the cache
         return {}
     return {split: [file.relative_to(folder).as_posix() for file in files] for split, files in splits.items()}
@@ -194,7 +224,9 @@ def download_file(source: str, commit: str, file: str) -> Path:
         raise _load_error(source, commit, error) from error
 
 
-def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, datasets.Dataset]:
+def load_splits(
+    source: str, commit: str | None, text_column: str, subset: str | None = None
+) -> dict[str, datasets.Dataset]:
     """Load every split of the dataset, reduced to `text_column`, through the cache of `datasets`.
 
     Raises:
@@ -203,7 +235,7 @@ def load_splits(source: str, commit: str | None, text_column: str) -> dict[str, 
     import datasets
 
     try:
-        splits = datasets.load_dataset(source, revision=commit)
+        splits = datasets.load_dataset(source, **({"name": subset} if subset else {}), revision=commit)
     except Exception as error:  # the types depend on builder, file system and HTTP library
         raise _load_error(source, commit, error) from error
     return {str(name): _select_text_column(split, source, text_column) for name, split in splits.items()}
@@ -216,6 +248,9 @@ def iter_column(split: datasets.Dataset, text_column: str) -> Iterator[str | Non
 
 
 def _load_error(source: str, commit: str | None, error: Exception) -> UserError:
+    # `datasets` lists the configurations in the second line.
+    if several := re.search(r"Config name is missing.*configs: \[(.*?)\]", str(error), re.DOTALL):
+        return several_subsets_error(source, re.findall(r"'([^']+)'", several[1]))
     return UserError(
         f"data.source ({source} at {commit}) cannot be loaded from the Hub ({first_line(error)}); "
         "check the name, the connection and the free disk space"

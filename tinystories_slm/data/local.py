@@ -27,11 +27,13 @@ from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.io.file_errors import expand_user
 
 # No Hub id ends in these suffixes, so a mistyped path is not looked up on the Hub.
-_FILE_SUFFIXES = {*READERS, ".arrow", ".csv", ".gz", ".md", ".tar", ".tgz", ".tsv", ".xz", ".zip", ".zst"}
+_FILE_SUFFIXES = {*READERS, ".arrow", ".gz", ".md", ".tar", ".tgz", ".xz", ".zip", ".zst"}
 
 
 class LocalSource(StorySource):
     """A file, folder or tar archive on this machine; its revision is the `content_hash` of the files."""
+
+    has_subsets = True
 
     @classmethod
     def matches(cls, value: str) -> bool:
@@ -45,12 +47,12 @@ class LocalSource(StorySource):
         return revision.startswith("sha256:")
 
     def resolve_revision(self, requested: str | None) -> str:
-        return content_hash(self.value)
+        return content_hash(self.value, self.subset)
 
     def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
         return {
             name: partial(read_files, paths, self.value, text_column)
-            for name, paths in files_by_split(self.value).items()
+            for name, paths in files_by_split(self.value, self.subset).items()
         }
 
     def local_path(self) -> Path:
@@ -68,25 +70,26 @@ def read_files(paths: Iterable[Path], source: str, text_column: str) -> Iterator
                 yield from log_separators(read_file(path, text_column), source)
         else:
             members = {path.relative_to(archive).as_posix() for path in files}
-            yield from log_separators(read_archive(archive, members, text_column), source)
+            yield from log_separators(read_archive(archive, members.__contains__, text_column), source)
 
 
-def files_by_split(source: str, *, warn: bool = True) -> dict[str, list[Path]]:
+def files_by_split(source: str, subset: str | None = None, *, warn: bool = True) -> dict[str, list[Path]]:
     """Group the story files of a file, folder or tar archive by split; see `selection.select_files`.
 
     The path of a file in an archive continues the path of the archive.
 
     Raises:
-        UserError: `source` contains no file of a known format.
+        UserError: `source` contains no file of a known format, or no configuration `subset`.
     """
     root = expand_user(source)
-    if root.is_file() and not is_archive(root):
+    if root.is_file() and not is_archive(root) and subset is None:
         _check_format(root, source)
         return {split: [root] for split in group_by_split([PurePosixPath(root.name)], source)}
     if root.is_file():
-        selected = select_files(list_archive(root), source, warn=warn)
+        paths = list_archive(root) if is_archive(root) else [PurePosixPath(root.name)]
+        selected = select_files(paths, source, subset=subset, warn=warn)
     else:
-        selected = select_files(_list_folder(root), source, _read_configs(root), warn=warn)
+        selected = select_files(_list_folder(root), source, _read_configs(root), subset, warn=warn)
     return {split: [root / path for path in paths] for split, paths in selected.items()}
 
 
@@ -95,13 +98,13 @@ def archive_of(path: Path) -> Path | None:
     return next((parent for parent in path.parents if is_archive(parent) and parent.is_file()), None)
 
 
-def content_hash(source: str) -> str:
+def content_hash(source: str, subset: str | None = None) -> str:
     """Return `sha256:` and the hash of a file, or of the `sha256sum` listing of a folder's story files."""
     root = expand_user(source)
     if root.is_file():
         _check_format(root, source)
         return f"sha256:{file_sha256(root)}"
-    splits = files_by_split(source, warn=False)
+    splits = files_by_split(source, subset, warn=False)
     files = sorted({archive_of(file) or file for files in splits.values() for file in files})
     listing = "".join(f"{file_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"

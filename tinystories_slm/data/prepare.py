@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.data.mixture import PartCounts
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data
 from tinystories_slm.data.tokenizer import TokenizerManifest, encode_stories, load_tokenizer, train_tokenizer
@@ -57,6 +58,8 @@ class Manifest(DataManifest):
     """Counts of `train` and `validation`."""
     code_version: str
     """Version of this package that wrote the files."""
+    parts: list[PartCounts] | None = None
+    """Parts of a mixture; null for one source."""
 
 
 def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
@@ -166,6 +169,7 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
         token_dtype=token_dtype,
         splits=splits,
         code_version=version("tinystories_slm"),
+        parts=raw.parts,
     )
     with atomic_write(data.data_dir / "manifest.json") as unfinished:
         manifest.save(unfinished)

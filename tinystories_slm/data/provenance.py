@@ -1,7 +1,6 @@
 """Provenance of prepared data: source, revision and options, recorded by each preparation step."""
 
 import json
-import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,7 @@ from tinystories_slm.config import DataArgs
 from tinystories_slm.data.source_registry import find_recorded_source
 from tinystories_slm.errors import UserError
 
-logger = logging.getLogger(__name__)
+_COMPARED = ("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,8 @@ class Provenance:
     validation_split: str
     validation_fraction: float
     max_stories: int | None
+    subset: str | None = None
+    """`data.subset`; manifests of earlier versions lack it."""
 
     @classmethod
     def from_args(cls, data: DataArgs, revision: str) -> "Provenance":
@@ -38,36 +39,28 @@ class Provenance:
             validation_split=data.validation_split,
             validation_fraction=data.validation_fraction,
             max_stories=data.max_stories,
+            subset=data.subset,
         )
 
     def differences(self, data: DataArgs) -> list[str]:
         """Return one phrase for each difference between this provenance and the options `data`."""
         found = [
             f"data.{name} is {getattr(self, name)!r} (configured: {getattr(data, name)!r})"
-            for name in ("source", "text_column", "validation_split", "validation_fraction", "max_stories")
+            for name in _COMPARED
             if getattr(self, name) != getattr(data, name)
         ]
         if data.revision not in (None, self.requested_revision, self.revision):
             recorded = self.requested_revision or self.revision
             found.append(f"data.revision is {recorded!r} (configured: {data.revision!r})")
-        if self.source == data.source and (current := self._current_revision()) != self.revision:
+        is_same_source = (self.source, self.subset) == (data.source, data.subset)
+        if is_same_source and (current := self._current_revision()) != self.revision:
             found.append(f"data.source {self.source!r} has changed from {self.revision} to {current}")
         return found
 
     def _current_revision(self) -> str:
         """Return the current revision of the source, or the recorded one if it is fixed or unavailable."""
-        source = find_recorded_source(self.source, self.revision)
-        if source is None or source.has_revisions:
-            return self.revision  # a commit on the Hub does not change
-        path = source.local_path()
-        if path is not None and not path.exists():
-            logger.warning(
-                "%s no longer exists; using the stories downloaded from it earlier; for other stories, "
-                "set --data.source",
-                self.source,
-            )
-            return self.revision
-        return source.resolve_revision(None)
+        source = find_recorded_source(self.source, self.revision, self.subset)
+        return self.revision if source is None else source.current_revision(self.revision)
 
 
 @dataclass(frozen=True, kw_only=True)

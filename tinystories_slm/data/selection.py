@@ -29,20 +29,28 @@ _NOT_STORIES = {"dataset_infos", "dataset_info", "state", "readme", "license", "
 
 
 def select_files(
-    paths: Iterable[PurePosixPath], source: str, configs: Sequence[Config] = (), *, warn: bool = True
+    paths: Iterable[PurePosixPath],
+    source: str,
+    configs: Sequence[Config] = (),
+    subset: str | None = None,
+    *,
+    warn: bool = True,
 ) -> dict[str, list[PurePosixPath]]:
     """Group the story files among `paths` by split.
 
-    With `configs`, the default configuration decides. Otherwise these are the files of the first format in
-    `READERS`, grouped by the split in their names. If no name contains a train keyword, the files without
-    a keyword are the training split; otherwise they are skipped. Skipped files are logged if `warn` is set.
+    With `configs`, the one named `subset` decides, or the default one. Otherwise these are the files of the
+    first format in `READERS`, grouped by the split in their names. If no name contains a train keyword, the
+    files without a keyword are the training split; otherwise they are skipped. Skipped files are logged if
+    `warn` is set.
 
     Raises:
-        UserError: there is no story file, or no configuration is the default one.
+        UserError: there is no story file, no configuration named `subset`, or several and no default one.
     """
     files = story_files(paths)
-    if configs and (splits := _select_by_config(files, source, configs)):
+    if configs and (splits := _select_by_config(files, source, configs, subset)):
         return splits
+    if subset is not None:
+        raise _missing_subset_error(source, subset, configs)
     if not files:
         raise UserError(f"data.source ({source}) must contain a file that ends in one of {KNOWN_FORMATS}")
     suffixes = [suffix for suffix in READERS if any(format_of(path) == suffix for path in files)]
@@ -99,10 +107,10 @@ def _split_from_name(path: PurePath) -> str | None:
 
 
 def _select_by_config(
-    files: Sequence[PurePosixPath], source: str, configs: Sequence[Config]
+    files: Sequence[PurePosixPath], source: str, configs: Sequence[Config], subset: str | None
 ) -> dict[str, list[PurePosixPath]]:
-    """Group `files` by the splits of the default configuration; empty if it matches no file."""
-    config = _default_config(source, configs)
+    """Group `files` by the splits of the chosen configuration; empty if it matches no file."""
+    config = _choose_config(source, configs, subset)
     prefix = f"{config['data_dir']}/" if config.get("data_dir") else ""
     data_files = config.get("data_files")
     if data_files is None:
@@ -122,18 +130,50 @@ def _select_by_config(
     return splits
 
 
-def _default_config(source: str, configs: Sequence[Config]) -> Config:
-    """Return the only configuration, or the one that is marked or named as the default."""
+def _choose_config(source: str, configs: Sequence[Config], subset: str | None) -> Config:
+    """Return the configuration `subset`; without it the only one, or the one marked or named as default."""
+    if subset is not None:
+        chosen = [config for config in configs if config.get("config_name") == subset]
+        if not chosen:
+            raise _missing_subset_error(source, subset, configs)
+        return chosen[0]
     default = [
         config for config in configs if config.get("default") or config.get("config_name") == "default"
     ]
     if len(configs) == 1 or default:
         return (default or configs)[0]
-    names = ", ".join(repr(config.get("config_name")) for config in configs)
-    raise UserError(
-        f"data.source ({source}) has the configurations {names} and no default; "
-        "download the files of one, and use their folder"
+    raise several_subsets_error(source, [str(config.get("config_name")) for config in configs])
+
+
+def several_subsets_error(source: str, names: Iterable[str]) -> UserError:
+    """Error that the source has several configurations, of which none is chosen or the default."""
+    listed = ", ".join(map(repr, names))
+    return UserError(
+        f"data.source ({source}) has the configurations {listed} and no default; "
+        "set data.subset to one of these"
     )
+
+
+def _missing_subset_error(source: str, subset: str, configs: Sequence[Config]) -> UserError:
+    names = ", ".join(repr(config.get("config_name")) for config in configs)
+    if not names:
+        return UserError(
+            f"data.subset ({subset}): {source} has no configurations in its README.md; remove data.subset"
+        )
+    return UserError(
+        f"data.subset ({subset}): must be a configuration of {source} with files, one of {names}; "
+        "use one of these"
+    )
+
+
+def match_paths(paths: Iterable[str], pattern: str) -> list[str]:
+    """Return the `paths` that match a pattern as in `configs`, sorted."""
+    return sorted(path for path in paths if matches_any((pattern,), path))
+
+
+def matches_any(patterns: Iterable[str], path: str) -> bool:
+    """Whether `path` matches one of `patterns`, which are as in `configs`."""
+    return any(_translate_glob(pattern).fullmatch(path) for pattern in patterns)
 
 
 def _translate_glob(pattern: str) -> re.Pattern[str]:

@@ -3,26 +3,38 @@
 from tinystories_slm.data.builtin import BuiltinSource
 from tinystories_slm.data.hub import HubSource
 from tinystories_slm.data.local import LocalSource
+from tinystories_slm.data.mixture import MixtureSource
+from tinystories_slm.data.named_source import NamedSource
 from tinystories_slm.data.story_source import StorySource
 
 SOURCES: dict[str, type[StorySource]] = {
     "hub": HubSource,
     "local": LocalSource,
     "builtin": BuiltinSource,
+    "named": NamedSource,
+    "mixture": MixtureSource,
 }
 """Sources by kind; docs/extending.md adds one. The last added that matches is chosen; `hub` matches all."""
 
 
-def find_source(value: str) -> StorySource:
-    """Return the source for `value` of `data.source`; whether it exists is not checked."""
-    return next(kind(value) for kind in reversed(SOURCES.values()) if kind.matches(value))
+def find_source(value: str, subset: str | None = None) -> StorySource:
+    """Return the source for `value` of `data.source` and `subset` of `data.subset`; it may not exist."""
+    kinds = reversed(SOURCES.values())
+    return _create(next(kind for kind in kinds if kind.matches(value)), value, subset)
 
 
-def find_recorded_source(value: str, revision: object) -> StorySource | None:
+def find_recorded_source(value: str, revision: object, subset: str | None = None) -> StorySource | None:
     """Return the source that was recorded as `value` at `revision`; None if it is of no known kind.
 
     `revision` comes from a file, so it may be of any type.
     """
     recorded = revision if isinstance(revision, str) else ""
     kinds = reversed(SOURCES.values())
-    return next((kind(value) for kind in kinds if kind.matches_record(value, recorded)), None)
+    kind = next((kind for kind in kinds if kind.matches_record(value, recorded)), None)
+    return None if kind is None else _create(kind, value, subset)
+
+
+def _create(kind: type[StorySource], value: str, subset: str | None) -> StorySource:
+    source = kind(value)
+    source.subset = subset
+    return source

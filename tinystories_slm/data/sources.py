@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data.file_formats import END_OF_TEXT, read_parquet
+from tinystories_slm.data.mixture import MixedSplits, PartCounts
 from tinystories_slm.data.provenance import DataManifest, Provenance, raise_if_different
 from tinystories_slm.data.separators import strip_separators
 from tinystories_slm.data.source_registry import find_source
@@ -56,6 +57,8 @@ class RawManifest(DataManifest):
     """Contents of `raw/source.json`, the manifest of `raw/train.parquet` and `raw/validation.parquet`."""
 
     splits: dict[str, StoryCounts]
+    parts: list[PartCounts] | None = None
+    """Parts of a mixture; null for one source."""
 
 
 def download_data(data: DataArgs) -> Path:
@@ -99,11 +102,10 @@ def check_apart(source: str, option: str, folder: Path) -> None:
     Raises:
         UserError: the source is inside, above or equal to `folder`.
     """
-    path, folder_path = find_source(source).local_path(), folder.resolve()
-    if path is None or not path.exists():
-        return
-    path = path.resolve()
-    if path.is_relative_to(folder_path) or folder_path.is_relative_to(path):
+    folder_path = folder.resolve()
+    for path in (path.resolve() for path in find_source(source).local_paths() if path.exists()):
+        if not (path.is_relative_to(folder_path) or folder_path.is_relative_to(path)):
+            continue
         relation = "below" if path != folder_path and path.is_relative_to(folder_path) else "at or above"
         raise UserError(
             f"{option} ({folder}): must lie apart from data.source ({source}), which is {relation} it; "
@@ -125,6 +127,7 @@ def load_stories(
     validation_split: Literal["auto", "holdout"] | None = "auto",
     validation_fraction: float = 0.05,
     max_stories: int | None = None,
+    subset: str | None = None,
 ) -> datasets.Dataset:
     """Load the stories of one split of any source, as a dataset with the single column "text".
 
@@ -134,7 +137,7 @@ def load_stories(
     Raises:
         UserError: the source or split does not exist, cannot be read, or has no stories.
     """
-    splits = _open_splits(source, revision, text_column, max_stories)
+    splits = _open_splits(source, revision, text_column, max_stories, subset)
     counts = _zero_counts(split)
     pairs = partial(_iter_splits, splits, counts, validation_split, validation_fraction, max_stories)
     if split not in splits and not (split == "validation" and needs_holdout(splits, validation_split)):
@@ -145,7 +148,7 @@ def load_stories(
 
 
 def open_stories(
-    source: str, *, text_column: str = "text", revision: str | None = None
+    source: str, *, text_column: str = "text", revision: str | None = None, subset: str | None = None
 ) -> dict[str, Callable[[], Iterator[str]]]:
     """Return the splits of any source: name -> function that yields the stories, without blank ones.
 
@@ -158,11 +161,11 @@ def open_stories(
     def read_stories(name: str) -> Iterator[str]:
         return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None))
 
-    splits = _open_splits(source, revision, text_column, None)
+    splits = _open_splits(source, revision, text_column, None, subset)
     return {name: partial(read_stories, name) for name in splits}
 
 
-def resolve_revision(source: str, revision: str | None = None) -> str:
+def resolve_revision(source: str, revision: str | None = None, subset: str | None = None) -> str:
     """Return the exact revision of the stories of `source`.
 
     Returns:
@@ -171,7 +174,7 @@ def resolve_revision(source: str, revision: str | None = None) -> str:
     Raises:
         UserError: the source or revision does not exist, or the Hub cannot be reached.
     """
-    return _find_existing(source, revision).resolve_revision(revision)
+    return _find_existing(source, revision, subset).resolve_revision(revision)
 
 
 def in_validation(story: str, fraction: float) -> bool:
@@ -181,8 +184,8 @@ def in_validation(story: str, fraction: float) -> bool:
 
 
 def _download(data: DataArgs, folder: Path) -> None:
-    revision = resolve_revision(data.source, data.revision)
-    splits = find_source(data.source).open_splits(revision, data.text_column, data.max_stories)
+    revision = resolve_revision(data.source, data.revision, data.subset)
+    splits = find_source(data.source, data.subset).open_splits(revision, data.text_column, data.max_stories)
     if "train" not in splits:
         raise _missing_split_error(data.source, "train", splits)
     counts = _zero_counts("train", "validation")
@@ -193,7 +196,8 @@ def _download(data: DataArgs, folder: Path) -> None:
             if count["num_stories"] == 0:
                 raise _empty_split_error(data.source, split, data.validation_fraction)
         provenance = Provenance.from_args(data, revision)
-        RawManifest(provenance=provenance, splits=counts).save(unfinished / "source.json")
+        parts = splits.part_counts() if isinstance(splits, MixedSplits) else None
+        RawManifest(provenance=provenance, splits=counts, parts=parts).save(unfinished / "source.json")
 
 
 def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict[str, StoryCounts]) -> None:
@@ -233,6 +237,9 @@ def _iter_splits(
     max_stories: int | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`."""
+    if isinstance(splits, MixedSplits):
+        yield from _iter_mixture(splits, counts, validation_split, fraction, max_stories)
+        return
     holdout = needs_holdout(splits, validation_split)
     if "train" in counts or (holdout and "validation" in counts):
         dropped = counts["train" if "train" in counts else "validation"]
@@ -244,6 +251,30 @@ def _iter_splits(
         if split != "train" and not (holdout and split == "validation"):
             for story in _iter_stories(splits[split](), counts[split]):
                 yield split, story
+
+
+def _iter_mixture(
+    mixture: MixedSplits,
+    counts: dict[str, StoryCounts],
+    validation_split: Literal["auto", "holdout"] | None,
+    fraction: float,
+    max_stories: int | None,
+) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of `_iter_splits` for a mixture; each part has its own validation stories."""
+    if not counts.keys() <= {"train", "validation"}:
+        for split in counts:
+            yield from ((split, story) for story in _iter_stories(mixture[split](), counts[split]))
+        return
+    all_counts = _zero_counts("train", "validation") | counts
+
+    def read_part(splits: Splits, *names: str) -> Iterator[tuple[str, str]]:
+        chosen = {name: all_counts[name] for name in names}
+        return _iter_splits(splits, chosen, validation_split, fraction, None)
+
+    has_holdout = partial(needs_holdout, validation_split=validation_split)
+    for split, story in mixture.iter_pairs(read_part, has_holdout, max_stories):
+        if split in counts:
+            yield split, story
 
 
 def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
@@ -300,17 +331,17 @@ def _to_dataset(pairs: Callable[[], Iterator[tuple[str, str]]]) -> datasets.Data
             datasets.enable_progress_bars()
 
 
-def _open_splits(source: str, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
+def _open_splits(
+    source: str, revision: str | None, text_column: str, max_stories: int | None, subset: str | None
+) -> Splits:
     """Return the splits of `source` without reading any story."""
-    return _find_existing(source, revision).open_splits(revision, text_column, max_stories)
+    return _find_existing(source, revision, subset).open_splits(revision, text_column, max_stories)
 
 
-def _find_existing(value: str, revision: str | None) -> StorySource:
+def _find_existing(value: str, revision: str | None, subset: str | None) -> StorySource:
     """Return the source for `value` of `data.source`; UserError if it is a path that does not exist."""
-    source = find_source(value)
-    path = source.local_path()
-    if not value or (path is not None and not path.exists()):
-        raise UserError(f"data.source ({value!r}) does not exist; correct the path")
+    source = find_source(value, subset)
+    source.check_exists()
     if revision is not None and not source.has_revisions:
         raise UserError(
             f"data.revision ({revision}) is only for datasets on the Hub, and data.source ({value}) is not "

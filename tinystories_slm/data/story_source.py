@@ -1,12 +1,16 @@
 """Base class of the sources of stories: `source_registry.SOURCES` has an entry for each kind."""
 
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from tinystories_slm.data import folder_names
+from tinystories_slm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Splits = dict[str, Callable[[], Iterable[str | None]]]
 """Split name -> function that opens the split and yields its texts, with `None` for a null."""
@@ -21,6 +25,12 @@ class StorySource(ABC):
     """Whether the stories are downloaded; then `num_download_bytes` is defined."""
     is_builtin_corpus: ClassVar[bool] = False
     """Whether the grammar of this package generates the stories, so that their entropy is known."""
+
+    has_subsets: ClassVar[bool] = False
+    """Whether `data.subset` selects a configuration, as of a dataset on the Hub."""
+
+    subset: str | None = None
+    """Configuration that `data.subset` selects; null for the default one."""
 
     def __init__(self, value: str) -> None:
         self.value = value
@@ -60,13 +70,51 @@ class StorySource(ABC):
         """Return the file or folder of this machine that holds the stories, if there is one."""
         return None
 
+    def local_paths(self) -> Sequence[Path]:
+        """Return the files and folders of this machine that hold the stories."""
+        path = self.local_path()
+        return [] if path is None else [path]
+
+    def check_exists(self) -> None:
+        """Check a path on this machine, and whether the source has configurations if one is chosen.
+
+        Raises:
+            UserError: the path does not exist, or the source has no configurations.
+        """
+        path = self.local_path()
+        if not self.value or (path is not None and not path.exists()):
+            raise UserError(f"data.source ({self.value!r}) does not exist; correct the path")
+        if self.subset is not None and not self.has_subsets:
+            raise UserError(
+                f"data.subset ({self.subset}) is only for datasets on the Hub and folders, and data.source "
+                f"({self.value}) is neither; remove data.subset"
+            )
+
+    def current_revision(self, recorded: str) -> str:
+        """Return the revision of the stories as they are now; `recorded` if it is fixed or they are gone.
+
+        Raises:
+            UserError: the source cannot be read.
+        """
+        if self.has_revisions:
+            return recorded  # a commit on the Hub does not change
+        path = self.local_path()
+        if path is not None and not path.exists():
+            logger.warning(
+                "%s no longer exists; using the stories downloaded from it earlier; for other stories, "
+                "set --data.source",
+                self.value,
+            )
+            return recorded
+        return self.resolve_revision(None)
+
     def public_name(self) -> str:
         """Return the value without a path of this machine, for files that are published."""
         return self.value if self.local_path() is None else re.sub(r"[^:]*[/\\]", "", self.value)
 
     def folder_name(self) -> str | None:
         """Return the name of the folders of its data and runs; None for those of the preset."""
-        return folder_names.folder_name(self.value)
+        return folder_names.folder_name(self.value if self.subset is None else f"{self.value}:{self.subset}")
 
     def num_download_bytes(self, revision: str | None, splits: Collection[str]) -> int:
         """Return the bytes that reading `splits` downloads.
@@ -85,6 +133,16 @@ class StorySource(ABC):
     def dataset_id(self) -> str | None:
         """Hub id of the dataset, for the metadata of a model card."""
         return None
+
+    @property
+    def dataset_ids(self) -> Sequence[str]:
+        """Hub ids of all datasets, for the metadata of a model card."""
+        return [self.dataset_id] if self.dataset_id else []
+
+    @property
+    def is_part_of_revision(self) -> bool:
+        """Whether other sources with other stories have the same revision, as two files of one dataset."""
+        return False
 
     @property
     def license(self) -> str | None:

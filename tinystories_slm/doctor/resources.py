@@ -134,7 +134,7 @@ def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:
 
 def check_data(config: RunConfig) -> Iterator[Diagnostic]:
     """Check that the token files exist or can be created."""
-    folder, source = config.data.data_dir, find_source(config.data.source)
+    folder, source = config.data.data_dir, find_source(config.data.source, config.data.subset)
     if (folder / "manifest.json").exists():
         manifest = ensure_prepared(config.data, config.tokenizer)
         tokens = manifest.splits["train"]["num_tokens"]
@@ -142,7 +142,7 @@ def check_data(config: RunConfig) -> Iterator[Diagnostic]:
     elif source.needs_network:
         yield _check_download(config)
     else:
-        open_stories(source.value)  # raises if the source does not exist
+        open_stories(source.value, subset=source.subset)  # raises if the source does not exist
         yield Diagnostic("data", "ok", f"{folder}: will be created from {source.label or source.value}")
     pretrained = config.tokenizer.pretrained
     if pretrained and not (folder / "tokenizer").exists() and not Path(pretrained).exists():
@@ -156,7 +156,7 @@ def _check_download(config: RunConfig) -> Diagnostic:
         return Diagnostic("data", "ok", f"{folder}: the stories of {source} are downloaded")
     splits = ("train",) if config.data.validation_split == "holdout" else ("train", "validation")
     try:
-        size = find_source(source).num_download_bytes(config.data.revision, splits)
+        size = find_source(source, config.data.subset).num_download_bytes(config.data.revision, splits)
     except UserError as error:
         builtin = "--data.source builtin --data.data_dir data/builtin"
         return Diagnostic("data", "PROBLEM", str(error), f"or train on the built-in corpus: {builtin}")

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.data.mixture import MixtureSource
 from tinystories_slm.data.source_registry import find_source
 from tinystories_slm.data.sources import resolve_revision
 from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
+from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.metric import StoryLikelihood
 from tinystories_slm.evaluation.selection import StorySelection, select_stories
@@ -40,6 +42,8 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         UserError: the model, the data or the split cannot be found or read.
     """
     tasks = parse_task_names(args.tasks, "tasks")
+    if isinstance(find_source(args.data), MixtureSource):
+        raise UserError(f"data ({args.data}): a mixture cannot be scored; set --data to one of its parts")
     model, tokenizer = load_model_folder(
         args.model,
         revision=args.model_revision,
@@ -49,7 +53,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     logger.info(
         "evaluate model %s on %s, data %s (split %s)", args.model, model.device, args.data, args.split
     )
-    revision = resolve_revision(args.data, args.revision)
+    revision = resolve_revision(args.data, args.revision, args.subset)
     selection = select_stories(args, revision, read_training_data(args.model, model.config))
     _log_training_stories(args.model, selection)
     result = score_texts(
@@ -66,6 +70,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         "weights_sha256": weights_sha256(expand_user(args.model)),
         "data": args.data,
         "revision": revision,
+        "subset": args.subset,
         **selection.record(),
         "protocol": PROTOCOL,
     }

@@ -10,7 +10,7 @@ from tinystories_slm.config.command_args import EvaluateArgs
 from tinystories_slm.data.source_registry import find_source
 from tinystories_slm.data.sources import in_validation, needs_holdout, open_stories
 from tinystories_slm.errors import UserError
-from tinystories_slm.evaluation.training_data import TrainingData
+from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,12 @@ def select_stories(
     """
     has_revisions = find_source(args.data).has_revisions
     splits = open_stories(
-        args.data, text_column=args.text_column, revision=revision if has_revisions else None
+        args.data,
+        text_column=args.text_column,
+        revision=revision if has_revisions else None,
+        subset=args.subset,
     )
-    same_source = [data for data in trained_on or () if data.is_from(args.data, revision)]
+    same_source = [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
     is_default = args.validation_split is None and args.validation_fraction is None
     source_split, split, fraction = _find_split(args, splits, same_source, is_default=is_default)
     if fraction is not None and same_source and all(data.revision != revision for data in same_source):
@@ -148,8 +151,14 @@ def count_training_stories(texts: Sequence[str], trained_on: Sequence[TrainingDa
 
     The earlier runs are those of the model that training started from.
     """
-    *earlier, last = trained_on
-    same_source = [data for data in earlier if data.is_from(last.source, last.revision)]
+    num_last = num_records_of_last_run(trained_on)
+    earlier, last_run = trained_on[:-num_last], trained_on[-num_last:]
+    same_source = [
+        data
+        for data in earlier
+        if any(data.is_from(last.source, last.revision, last.subset) for last in last_run)
+    ]
+    last = last_run[0]
     if not all(in_validation(text, last.validation_fraction) for text in texts):
         return 0  # the source has a validation split, which no run was trained on
     return sum(_is_in_training(same_source, ["train"], "train", last.revision, 0, text) for text in texts)

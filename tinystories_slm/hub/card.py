@@ -127,14 +127,14 @@ def render_card(run: PublishedRun, target: CardTarget) -> str:
 
 def _metadata(run: PublishedRun, target: CardTarget, name: str) -> ModelCardData:
     results = _eval_results(run)
-    dataset_id = run.story_source.dataset_id if run.story_source else None
+    dataset_ids = list(run.story_source.dataset_ids) if run.story_source else None
     return ModelCardData(
         language="en",
         license=target.license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["tinystories", "small-language-model"],
-        datasets=[dataset_id] if dataset_id else None,
+        datasets=dataset_ids or None,
         base_model=run.base_model,
         metrics=[r.metric_type for r in results if r.metric_type in ("perplexity", "accuracy")] or None,
         model_name=name if results else None,
@@ -153,6 +153,7 @@ def _eval_results(run: PublishedRun) -> list[EvalResult]:
             dataset_type=dataset,
             dataset_name=_source_label(dataset, revision),
             dataset_split=evaluation.get("split", "validation"),
+            dataset_config=evaluation.get("subset", run.manifest.get("subset")),
             dataset_revision=revision,
             metric_type=metric,
             metric_name=name,
@@ -210,7 +211,7 @@ def _architecture_facts(run: PublishedRun, *, has_weights_of_best: bool) -> dict
 def _data_facts(run: PublishedRun) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if run.source is not None:
-        facts["source"] = _source_link(run.source, run.manifest.get("revision"))
+        facts["source"] = _source_link(run.source, run.manifest.get("revision"), run.manifest.get("subset"))
         facts["data_license"] = run.story_source.license if run.story_source else None
     if "revision" in run.manifest:
         facts["revision"] = escape_code(run.manifest["revision"])
@@ -278,7 +279,8 @@ def _eval_facts(run: PublishedRun) -> dict[str, Any]:
         split = str(evaluation.get("split", "validation"))
         stories = "all stories" if split == WHOLE else f"the {escape_markdown(split)} stories"
         at = f" (revision `{escape_code(revision)}`)" if revision else ""
-        facts["evaluated_on"] = f"{stories} of {_source_link(source, revision)}{at}"
+        subset = evaluation.get("subset", run.manifest.get("subset"))
+        facts["evaluated_on"] = f"{stories} of {_source_link(source, revision, subset)}{at}"
         if trained := evaluation.get("num_training_stories"):
             facts["evaluated_on"] += f", {trained:,} of which the model was trained on"
     if all(_is_number(evaluation.get(name)) for name in ("num_stories", "num_tokens", "num_bytes")):
@@ -346,11 +348,14 @@ def _card_stories(run: PublishedRun) -> list[dict[str, Any]]:
     return [line for line in run.stories if "story" in line][:_MAX_STORIES]
 
 
-def _source_link(value: str, revision: str | None) -> str:
-    source = find_recorded_source(value, revision)
+def _source_link(value: str, revision: str | None, subset: str | None = None) -> str:
+    source = find_recorded_source(value, revision, subset)
+    subset_phrase = f" (configuration `{escape_code(subset)}`)" if subset else ""
     if source and source.dataset_id:
-        return f"[`{source.dataset_id}`](https://huggingface.co/datasets/{source.dataset_id})"
-    return (source and source.label) or f"`{escape_code(value)}`"
+        link = f"[`{source.dataset_id}`](https://huggingface.co/datasets/{source.dataset_id})"
+        is_named = source.dataset_id != value
+        return (f"`{escape_code(value)}`, from {link}" if is_named else link) + subset_phrase
+    return ((source and source.label) or f"`{escape_code(value)}`") + subset_phrase
 
 
 def _source_label(value: str, revision: str | None) -> str:

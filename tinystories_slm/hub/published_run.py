@@ -85,7 +85,8 @@ class PublishedRun:
     def story_source(self) -> StorySource | None:
         """The source that the manifest records; None if it is of no known kind."""
         source = self.source
-        return None if source is None else find_recorded_source(source, self.manifest.get("revision"))
+        subset = self.manifest.get("subset")
+        return None if source is None else find_recorded_source(source, self.manifest.get("revision"), subset)
 
     @property
     def base_model(self) -> str | None:
@@ -123,7 +124,7 @@ def _redact(key: str, value: Any, revision: str | None) -> Any:
     if not isinstance(value, str) or key in _TEXT_KEYS:
         return value
     if key in ("source", "data") and (source := find_recorded_source(value, revision)):
-        value = source.public_name()
+        return source.public_name()
     may_be_path = key in _PATH_OR_HUB_ID_KEYS and not _is_hub_id(value)
     if _ABSOLUTE_PATH.match(value) or key in _DIRECTORY_KEYS or may_be_path:
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]

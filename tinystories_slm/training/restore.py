@@ -84,7 +84,7 @@ def training_data_record(manifest: Manifest, earlier_run: RunDir | None = None) 
         saved = read_json_object(folder / "config.json")
         if "training_data" in saved:
             return saved["training_data"]
-    return [TrainingData.from_provenance(manifest.provenance).to_dict()]
+    return [data.to_dict() for data in TrainingData.of_run(manifest.provenance)]
 
 
 def _find_tokenizer(config: RunConfig, run_dir: RunDir) -> Path | None:
