@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data.source_registry import find_recorded_source
@@ -90,15 +91,48 @@ class DataManifest:
             UserError: the file is missing, damaged, or from an incompatible version of this package.
         """
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise OSError("it must be a regular file")
             values = _rename_old_fields(json.loads(path.read_text(encoding="utf-8")))
             names = [field.name for field in fields(Provenance) if field.name in values]
             provenance = Provenance(**{name: values.pop(name) for name in names})
-            return cls(provenance=provenance, **values)
+            manifest = cls(provenance=provenance, **values)
+            _check_types(provenance)
+            _check_types(manifest)
+            return manifest
         except (OSError, AttributeError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read by this version ({error}); "
                 "delete the contents of its folder to rebuild them, or use another --data.data_dir"
             ) from error
+
+
+def _check_types(record: object) -> None:
+    """Check the values of a dataclass against its annotations.
+
+    Raises:
+        TypeError: a value is of another type.
+    """
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if get_origin(kind) is dict:
+            is_valid = isinstance(value, dict) and all(
+                _has_counts(value.get(split), get_type_hints(get_args(kind)[1]))
+                for split in ("train", "validation")
+            )
+        else:
+            is_valid = isinstance(value, kind | int if kind is float else kind) and not isinstance(
+                value, bool
+            )
+        if not is_valid:
+            raise TypeError(f"{name} is {str(value)[:50]!r}")
+
+
+def _has_counts(counts: object, names: Collection[str]) -> bool:
+    return isinstance(counts, dict) and all(
+        type(count := counts.get(name)) is int and (0 if "dropped" in name else 1) <= count < 2**63
+        for name in names
+    )
 
 
 def _rename_old_fields(values: dict[str, Any]) -> dict[str, Any]:
