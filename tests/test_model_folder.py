@@ -43,6 +43,8 @@ def test_damaged_model_folder_is_a_one_line_error(model_with_tokenizer, tokenize
     for name, content in [
         ("config.json", config.replace('"hidden_size": 32', '"hidden_size": 33').encode()),
         ("config.json", config.replace('"intermediate_size": 128', '"intermediate_size": 64').encode()),
+        ("config.json", config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3').encode()),
+        ("config.json", config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1').encode()),
         ("config.json", b"{"),
         ("model.safetensors", (folder / "model.safetensors").read_bytes()[:100]),
     ]:
@@ -52,6 +54,20 @@ def test_damaged_model_folder_is_a_one_line_error(model_with_tokenizer, tokenize
             load_model_folder(str(folder))
         assert "\n" not in str(error.value)
         (folder / name).write_bytes(original)
+
+
+def test_pipes_folders_and_dangling_links_are_one_line_errors(model_with_tokenizer, tokenizer, tmp_path):
+    """A pipe has no writer: reading it would never end."""
+    folder = save_model_folder(model_with_tokenizer, tokenizer, tmp_path / "best")
+    for name in ("model.safetensors", "tokenizer.json"):
+        for damage in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")):
+            (folder / name).rename(tmp_path / name)
+            damage(folder / name)
+            with pytest.raises(UserError, match=rf"{name} must be a regular file; replace or delete it"):
+                load_model_folder(str(folder))
+            (folder / name).unlink() if not (folder / name).is_dir() else (folder / name).rmdir()
+            (tmp_path / name).rename(folder / name)
+    load_model_folder(str(folder))
 
 
 def test_folder_loads_without_this_package(model_with_tokenizer, tokenizer, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device
 from tinystories_slm.io.atomic import file_sha256, replace_directory
-from tinystories_slm.io.file_errors import expand_user
+from tinystories_slm.io.file_errors import check_regular_files, expand_user
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.text_boundaries import suppressed_token_ids
 
 logger = logging.getLogger(__name__)
+
+MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".py")
+"""Suffixes of the files in a model folder that are read."""
 
 # `save_pretrained` then copies the model code next to the weights and registers it in config.json.
 TinyStoriesConfig.register_for_auto_class()
@@ -126,8 +129,12 @@ def load_model_folder(
         pinned = _pinned_revision(model, revision)
     try:
         with no_progress_bars():
-            network = AutoModelForCausalLM.from_pretrained(
-                model, trust_remote_code=trust_remote_code, dtype=dtype, **pinned
+            network, loading = AutoModelForCausalLM.from_pretrained(
+                model,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                output_loading_info=True,
+                **pinned,
             )
     except Exception as error:  # from transformers, the code of the model, or the reader of the file format
         if "trust_remote_code" in str(error) and not trust_remote_code:
@@ -137,6 +144,7 @@ def load_model_folder(
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"model {model!r} cannot be loaded: {reason[:300]}") from error
+    _check_weights(model, network, loading)
     tokenizer = load_tokenizer(model, revision=pinned.get("revision"), trust_remote_code=trust_remote_code)
     return network.to(device).eval(), tokenizer
 
@@ -152,11 +160,30 @@ def _local_folder(model: str, revision: str | None) -> str:
         raise UserError(
             f"model {model!r} is not a model folder: it has no config.json; use RUN/best of a finished run"
         )
+    check_regular_files(path, MODEL_SUFFIXES)
     if revision is not None:
         raise UserError(
             f"revision ({revision}) requires a Hub model, and model {model!r} is a folder; remove revision"
         )
     return str(path)
+
+
+def _check_weights(model: str, network: PreTrainedModel, loading: Mapping[str, Collection[str]]) -> None:
+    """Check that the weights are those of the configuration; transformers fills what is missing at random.
+
+    Raises:
+        UserError: weights are missing, or left over in a model of ours; others may hold further parts.
+    """
+    is_own = network.config.model_type == TinyStoriesConfig.model_type
+    for kind, names in (
+        ("lacks", loading["missing_keys"]),
+        ("has no place for", loading["unexpected_keys"] if is_own else ()),
+    ):
+        if names:
+            raise UserError(
+                f"model {model!r} cannot be loaded: it {kind} {len(names)} of its weights, such as "
+                f"{min(names)}; restore config.json and the weights of one model"
+            )
 
 
 def _pinned_revision(model: str, revision: str | None) -> dict[str, Any]:

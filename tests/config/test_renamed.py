@@ -118,10 +118,12 @@ def test_a_model_folder_with_the_earlier_family_loads(earlier, family, tokenizer
 
 
 def test_records_of_earlier_versions_load(tmp_path):
+    counts = {"num_stories": 9, "num_tokens": 900, "num_bytes": 3000}
     manifest = {
         "source": "builtin", "revision": "grammar 1", "requested_revision": None, "text_column": "text",
         "validation": "cut", "validation_fraction": 0.05, "max_stories": None, "tokenizer_sha256": "0",
-        "vocab_size": 300, "eos_token_id": 0, "token_dtype": "uint16", "splits": {}, "code_version": "0.1.0",
+        "vocab_size": 300, "eos_token_id": 0, "token_dtype": "uint16", "code_version": "0.1.0",
+        "splits": {"train": counts, "validation": counts},
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert Manifest.load(tmp_path / "manifest.json").provenance.validation_split == "holdout"

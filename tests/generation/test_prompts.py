@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -80,3 +81,14 @@ def test_invalid_prompt_file_raises_a_one_line_error(tmp_path, name, content, me
     with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_named_pipe_is_an_error_and_a_descriptor_is_read(tmp_path):
+    os.mkfifo(tmp_path / "prompts")
+    with pytest.raises(UserError, match=r"prompts \(.*\): must not be a named pipe; use a file"):
+        read_prompts(tmp_path / "prompts")
+    reader, writer = os.pipe()  # as `<(command)` of a shell
+    os.write(writer, b"One\nTwo\n")
+    os.close(writer)
+    assert read_prompts(Path(f"/dev/fd/{reader}")) == ["One", "Two"]
+    os.close(reader)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -50,3 +51,36 @@ def test_invalid_configuration_is_an_error_with_its_path(tmp_path):
     run_dir.config.write_text("train:\n  unheard_of: 1\n")
     with pytest.raises(UserError, match=r"config\.yaml cannot be loaded \(unknown option"):
         run_dir.load_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evaluation", {"bits_per_byte": "x"}),
+        ("evaluation", {"accuracy": 10**400}),
+        ("evaluation", {"weights_sha256": [1]}),
+        ("evaluation", {"num_stories": None}),
+        ("evaluation", {"data": "\ud800"}),
+        ("environment", {"packages": [1]}),
+        ("environment", {"peak_flops_per_second": None}),
+        ("environment", {"earlier_sessions": [1]}),
+    ],
+)
+def test_values_of_another_type_are_one_line_errors(tmp_path, name, value):
+    run_dir = RunDir(tmp_path)
+    getattr(run_dir, name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=rf"{name}\.json.*; correct or delete") as error:
+        getattr(run_dir, f"read_{name}")()
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_are_the_numbers_of_each_line(tmp_path):
+    run_dir = RunDir(tmp_path)
+    run_dir.metrics.write_text('{"step": 1, "val/loss": null, "train/lr": 1e400}\n{"step": "x"}\n')
+    assert run_dir.read_metrics() == [{"step": 1, "train/lr": float("inf")}]
+
+
+def test_pipe_among_the_records_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl must be a regular file"):
+        RunDir(tmp_path).check_files()

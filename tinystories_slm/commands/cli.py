@@ -45,7 +45,7 @@ def run_command(
         sys.stdout.flush()  # so that a closed pipe shows here
     except UserError as error:
         if is_main:
-            _write_stderr(f"error: {error}")
+            _write_stderr(f"error: {_one_line(error)}")
         sys.exit(2)
     except TrainingInterrupted as stop:
         if is_main:
@@ -100,6 +100,11 @@ def _machine_error(error: Exception) -> UserError | None:
     except OSError:
         _discard(sys.stdout)
     return file_error("standard output or a temporary file cannot be written to", error)
+
+
+def _one_line(error: UserError) -> str:
+    r"""Return the message with the line ends and control characters of a value as escapes (`\n`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import yaml
 
 from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_in_yaml
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.file_errors import expand_user
+from tinystories_slm.io.file_errors import check_not_a_pipe, expand_user
 from tinystories_slm.resources import resource_path
 
 _NULL = "tag:yaml.org,2002:null"
@@ -45,6 +45,7 @@ def read_config_file(path: Path, *, numbers: Collection[str], paths: Collection[
     if not path.exists() and path.parts[:1] == ("configs",):
         with suppress(UserError):
             path = resource_path(path.as_posix())
+    check_not_a_pipe("config", path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -47,13 +47,11 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
                 values[field_name] = text
     except UserError:
         raise
-    except (
-        ArgumentError,
-        TypeError,
-        ValueError,
-    ) as error:  # a file that is not YAML, a null that is not allowed
+    except _PARSER_ERRORS as error:  # a file that is not YAML, a null that is not allowed
         raise UserError(_format_error(str(error), args_type)) from error
-    return args_type(**{field.name: values[field.name] for field in fields(args_type)})
+    args = args_type(**{field.name: values[field.name] for field in fields(args_type)})
+    _reject_null_characters(args)
+    return args
 
 
 @cache
@@ -90,6 +88,11 @@ def _config_files_first(argv: Sequence[str], args_type: type) -> list[str]:
     return files + flags
 
 
+# PyYAML raises AttributeError and others for tags such as `!!timestamp x`.
+_PARSER_ERRORS = (
+    ArgumentError, AttributeError, LookupError, OSError, OverflowError, RecursionError, TypeError, ValueError,
+    yaml.YAMLError,
+)  # fmt: skip
 _NUMBERS = (int, int | None, float, float | None)
 _PATHS = (Path, Path | None)
 _PLACEHOLDER = "text that YAML reads as null"
@@ -140,6 +143,8 @@ def _is_null_in_yaml(text: str) -> bool:
         return yaml.safe_load(text) is None
     except yaml.YAMLError:
         return False
+    except Exception:  # `!!timestamp x`: PyYAML fails, and jsonargparse would, too
+        return True
 
 
 def _expand_switches(argv: Sequence[str], args_type: type) -> list[str]:
@@ -191,6 +196,16 @@ def _reject_null_sections(namespace: Namespace, args_type: type, prefix: str = "
             _reject_null_sections(value, field.type, f"{name}.")
         elif value is None and NoneType not in get_args(field.type):
             raise UserError(f"{name} must not be null; remove it or set a value.")
+
+
+def _reject_null_characters(args: object, prefix: str = "") -> None:
+    """Reject text with a NUL, which YAML can hold and no path, name or system call can."""
+    for field in fields(args):
+        name, value = prefix + field.name, getattr(args, field.name)
+        if is_dataclass(value):
+            _reject_null_characters(value, f"{name}.")
+        elif isinstance(value, str | Path) and "\0" in str(value):
+            raise UserError(f"{name} ({str(value)!r}): must not contain a NUL character; remove it")
 
 
 def _option_names(args_type: type, prefix: str = "", of: Sequence[object] = ()) -> list[str]:

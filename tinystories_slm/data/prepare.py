@@ -61,6 +61,10 @@ class Manifest(DataManifest):
     parts: list[PartCounts] | None = None
     """Parts of a mixture; null for one source."""
 
+    def __post_init__(self) -> None:
+        if self.token_dtype not in ("uint16", "uint32"):
+            raise TypeError(f"token_dtype is {self.token_dtype!r}")
+
 
 def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     """Write the token files to `data.data_dir`; first download stories and train a tokenizer if missing.

@@ -3,7 +3,8 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data.source_registry import find_recorded_source
@@ -83,15 +84,58 @@ class DataManifest:
             UserError: the file is missing, damaged, or from an incompatible version of this package.
         """
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise OSError("it must be a regular file")
             values = _rename_old_fields(json.loads(path.read_text(encoding="utf-8")))
             names = [field.name for field in fields(Provenance) if field.name in values]
             provenance = Provenance(**{name: values.pop(name) for name in names})
-            return cls(provenance=provenance, **values)
+            manifest = cls(provenance=provenance, **values)
+            _check_types(provenance)
+            _check_types(manifest)
+            return manifest
         except (OSError, AttributeError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read by this version ({error}); "
                 "delete the contents of its folder to rebuild them, or use another --data.data_dir"
             ) from error
+
+
+def _check_types(record: object) -> None:
+    """Check the values of a dataclass against its annotations, and that both splits have stories.
+
+    Raises:
+        TypeError: a value is of another type, or a split is missing or empty.
+    """
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        is_valid = _has_type(value, kind)
+        if is_valid and name == "splits":
+            is_valid = all(_is_filled(value.get(split, {})) for split in ("train", "validation"))
+        if not is_valid:
+            raise TypeError(f"{name} is {str(value)[:50]!r}")
+
+
+def _has_type(value: object, kind: Any) -> bool:
+    """Whether a value from a JSON file is as the annotation `kind` says."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_has_type(item, parts[1]) for item in value.values())
+    if is_typeddict(kind):
+        names = get_type_hints(kind).items()
+        return isinstance(value, dict) and all(
+            name in value and _has_type(value[name], part) for name, part in names
+        )
+    if kind in (int, float) and isinstance(value, int):
+        return type(value) is int and abs(value) < 2**63
+    return isinstance(value, kind)
+
+
+def _is_filled(counts: dict[str, int]) -> bool:
+    return bool(counts) and all(count >= (0 if "dropped" in name else 1) for name, count in counts.items())
 
 
 def _rename_old_fields(values: dict[str, Any]) -> dict[str, Any]:

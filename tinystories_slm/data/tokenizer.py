@@ -26,7 +26,7 @@ from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha256
-from tinystories_slm.io.file_errors import expand_user
+from tinystories_slm.io.file_errors import check_regular_files, expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def load_tokenizer(
     """
     label = f"tokenizer ({name_or_path})"
     name = str(expand_user(name_or_path))
+    check_regular_files(Path(name), (".json", ".jinja"))
     options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)

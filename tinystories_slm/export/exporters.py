@@ -160,6 +160,8 @@ def _earlier_files(args: ExportArgs, output: Path) -> set[str] | None:
 
 def _is_inside(folder: Path, name: str) -> bool:
     """Whether `name`, which a file states, is a path in `folder`, and not reached through a symbolic link."""
+    if not name.isprintable():  # no system call takes a NUL or an unpaired surrogate
+        return False
     return (folder / name).parent.resolve().is_relative_to(folder.resolve()) and ".." not in Path(name).parts
 
 

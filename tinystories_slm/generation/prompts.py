@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import check_not_a_pipe
 
 DEFAULT_PROMPT = "Once upon a time"
 _EXAMPLE_LINE = json.dumps({"prompt": DEFAULT_PROMPT})
@@ -22,6 +23,7 @@ def read_prompts(path: Path) -> list[str]:
         UserError: the file cannot be read, is not UTF-8 or contains no prompt, or a JSON value has no prompt.
     """
     name = "standard input" if str(path) == "-" else str(path)
+    check_not_a_pipe("prompts", path)
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:

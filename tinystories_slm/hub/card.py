@@ -12,7 +12,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.data.file_formats import first_line
 from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.evaluation.selection import WHOLE
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT
@@ -21,13 +23,14 @@ from tinystories_slm.hub.published_run import PublishedRun
 from tinystories_slm.io.atomic import write_text
 from tinystories_slm.model_folder import weights_sha256
 from tinystories_slm.resources import resource_path
-from tinystories_slm.runs.records import validation_metrics
-from tinystories_slm.runs.run_dir import RunDir
+from tinystories_slm.runs.records import is_number, validation_metrics
+from tinystories_slm.runs.run_dir import RunDir, read_json_object
 
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
 """Versions of transformers that the model's code was run with (docs/versions.md): the lowest that setup.cfg
 allows, the last with the earlier name of the cache, and the newest (constraints.txt)."""
 _MAX_STORIES = 3
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
 # Key of evaluation.json: name in the metadata, label in the table, format.
 _METRICS = {
     "loss": ("nats per token", "loss, nats per token", "{:.4f}"),
@@ -180,9 +183,16 @@ def _prompt_facts(best: Path) -> dict[str, Any]:
 
     The tokenizers of commit 461afef do not add the start token, or add another one.
     """
-    tokenizer = Tokenizer.from_file(str(best / "tokenizer.json"))
-    eos = json.loads((best / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
-    eos = eos["content"] if isinstance(eos, dict) else eos  # transformers 4 may write an object
+    try:
+        tokenizer = Tokenizer.from_file(str(best / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises no other type
+        raise UserError(
+            f"{best / 'tokenizer.json'} cannot be read ({first_line(error)}); restore it"
+        ) from error
+    eos = read_json_object(best / "tokenizer_config.json").get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos  # transformers 4 may write an object
+    if not isinstance(eos, str):
+        raise UserError(f"{best / 'tokenizer_config.json'} must have the text of eos_token; restore it")
     adds_start = tokenizer.encode("").ids == [tokenizer.token_to_id(eos)]
     prompt = DEFAULT_PROMPT if adds_start else eos + DEFAULT_PROMPT
     return {
@@ -193,7 +203,7 @@ def _prompt_facts(best: Path) -> dict[str, Any]:
 
 
 def _architecture_facts(run: PublishedRun, *, has_weights_of_best: bool) -> dict[str, Any]:
-    config = json.loads((run.files.best / "config.json").read_text(encoding="utf-8"))
+    config = _read_model_config(run.files.best)
     llama = "Qwen3" if config.get("qk_norm") else "Llama"
     return {
         "num_parameters": f"{_num_parameters(run.files.best):,}",
@@ -208,6 +218,19 @@ def _architecture_facts(run: PublishedRun, *, has_weights_of_best: bool) -> dict
     }
 
 
+def _read_model_config(best: Path) -> dict[str, Any]:
+    """Return config.json of a model folder.
+
+    Raises:
+        UserError: it is damaged, or lacks a size of the model.
+    """
+    path = best / "config.json"
+    config = read_json_object(path, dict.fromkeys(_SIZES, int) | {"family": str})
+    if missing := [name for name in _SIZES if name not in config]:
+        raise UserError(f"{path} must have {', '.join(missing)}; train again, or set --run to another run")
+    return config
+
+
 def _data_facts(run: PublishedRun) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if run.source is not None:
@@ -216,6 +239,8 @@ def _data_facts(run: PublishedRun) -> dict[str, Any]:
     if "revision" in run.manifest:
         facts["revision"] = escape_code(run.manifest["revision"])
     for split, counts in run.manifest.get("splits", {}).items():
+        if not isinstance(counts, dict):
+            continue
         facts |= {
             name.replace("num_", f"num_{split}_"): f"{value:,}"
             for name, value in counts.items()
@@ -364,7 +389,7 @@ def _source_label(value: str, revision: str | None) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _num_parameters(folder: Path) -> int:

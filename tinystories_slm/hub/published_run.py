@@ -10,6 +10,8 @@ from tinystories_slm.config import DataArgs, ModelArgs, RunConfig, TokenizerArgs
 from tinystories_slm.data.source_registry import find_recorded_source
 from tinystories_slm.data.story_source import StorySource
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import check_regular_files
+from tinystories_slm.model_folder import MODEL_SUFFIXES
 from tinystories_slm.runs.run_dir import RunDir, read_json_object
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ _ABSOLUTE_PATH = re.compile(r"[/~]|\.{1,2}(/|$)|[A-Za-z]:[\\/]|file:")
 _DIRECTORY_KEYS = ("output_dir", "data_dir")
 _PATH_OR_HUB_ID_KEYS = ("source", "pretrained", "init_from", "resume", "model", "data")
 _TEXT_KEYS = ("prompt", "story")
+_MANIFEST_TYPES = {"source": str, "revision": str, "splits": dict}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,14 @@ class PublishedRun:
             UserError: best/ does not hold a model, or a file is damaged.
         """
         files = RunDir(run_dir)
+        files.check_files()
+        check_regular_files(files.best, MODEL_SUFFIXES)
         if not (files.best / "config.json").is_file():
             raise UserError(
                 f"run ({run_dir}) is not a run directory with a model in best/; use the output_dir of a run"
             )
         config = files.load_config()
-        manifest = read_json_object(files.manifest)
+        manifest = read_json_object(files.manifest, _MANIFEST_TYPES)
         evaluation = files.read_evaluation()
         if not files.records_of([files.best], [evaluation]):
             logger.warning(

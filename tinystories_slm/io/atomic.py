@@ -116,7 +116,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, as `sha256sum` prints it; reads the file in chunks."""
+    """Hexadecimal SHA-256 of a file, as `sha256sum` prints it; reads the file in chunks.
+
+    Raises:
+        UserError: `path` is a folder, a pipe, a device or a link to nothing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} must be a regular file; replace or delete it")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

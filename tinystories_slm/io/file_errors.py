@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,32 @@ def expand_user(path: str | Path) -> Path:
         raise UserError(
             f"path ({path}) begins with a home folder that is unknown; set HOME or use another path"
         ) from error
+
+
+def check_regular_files(folder: Path, suffixes: Collection[str]) -> None:
+    """Check that entries of `folder` with one of `suffixes` are files, or links to files.
+
+    A program that opens a pipe waits for its writer, possibly for ever.
+
+    Raises:
+        UserError: one is a folder, a pipe, a device or a link to nothing.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.suffix in suffixes and not path.is_file():
+            raise UserError(f"{path} must be a regular file; replace or delete it")
+
+
+def check_not_a_pipe(option: str, path: Path) -> None:
+    """Check that `path`, the value of `option`, is no pipe in a folder; `<(command)` of a shell may be used.
+
+    Raises:
+        UserError: it is a named pipe or a socket.
+    """
+    is_descriptor = path.parent.name == "fd" and path.parts[:2] in (("/", "dev"), ("/", "proc"))
+    if not is_descriptor and (path.is_fifo() or path.is_socket()):
+        raise UserError(f"{option} ({path}): must not be a named pipe; use a file")
 
 
 def system_errno(error: BaseException) -> int | None:

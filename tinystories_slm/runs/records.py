@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ from tinystories_slm.data.source_registry import find_source
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; a last line that a killed run left incomplete is skipped."""
-    return [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
+    """Return the numbers in each line of a metrics.jsonl; an incomplete last line, of a kill, is skipped."""
+    lines = [
+        {name: value for name, value in line.items() if is_number(value)} for line in read_json_lines(path)
+    ]
+    return [line for line in lines if isinstance(line.get("step"), int)]
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` of a JSON file is a number that fits a float; it may be infinite or undefined."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -27,6 +38,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
+            json.dumps(line, ensure_ascii=False).encode("utf-8")  # no file can hold an unpaired surrogate
         except (ValueError, RecursionError):
             break
         if isinstance(line, dict):

@@ -51,6 +51,7 @@ def report(args: ReportArgs) -> Path:
     Raises:
         UserError: `args.run` is not a run directory, or one of its files is damaged.
     """
+    RunDir(args.run).check_files()
     if not RunDir(args.run).config.is_file():
         raise UserError(
             f"run ({args.run}) is not a run directory: config.yaml does not exist; use one such as runs/9m"
@@ -175,8 +176,8 @@ def _tiles(
         entropy_bits = evaluation.get("entropy_bits_per_byte")
         note = f"corpus entropy {entropy_bits:.4f}" if entropy_bits else "comparable across vocabularies"
         tiles.append(("bits per byte", f"{evaluation['bits_per_byte']:.4f}", note))
-    if lines:
-        seconds = max((line.get("seconds", 0) for line in lines), default=0)
+    if lines and "tokens" in lines[-1]:
+        seconds = max(line.get("seconds", 0) for line in lines)
         note = f"in {format_duration(seconds)}" if seconds else "so far"
         tiles.append(("training tokens", _format_count(lines[-1]["tokens"]), note))
     if speeds := _values(lines, "train/tokens_per_second"):

@@ -9,8 +9,24 @@ from typing import Any
 from tinystories_slm.config import RunConfig, load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
+from tinystories_slm.io.file_errors import check_regular_files
 from tinystories_slm.model_folder import weights_sha256
-from tinystories_slm.runs.records import read_json_lines, read_metrics, read_samples
+from tinystories_slm.runs.records import is_number, read_json_lines, read_metrics, read_samples
+
+_EVALUATION_TYPES = {
+    **dict.fromkeys(
+        ("loss", "perplexity", "bits_per_byte", "accuracy", "entropy", "entropy_bits_per_byte"), float
+    ),
+    **dict.fromkeys(("num_tokens", "num_bytes", "num_stories"), int),
+    **dict.fromkeys(("num_split_stories", "num_source_stories", "num_training_stories"), int | None),
+    **dict.fromkeys(("weights_sha256", "revision", "data", "split"), str | None),
+    "protocol": str,
+}
+_ENVIRONMENT_TYPES = {
+    "packages": dict,
+    "peak_flops_per_second": float,
+    "earlier_sessions": list[dict],
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,14 @@ class RunDir:
         """Lock file that a training process holds."""
         return self.path / "run.lock"
 
+    def check_files(self) -> None:
+        """Check that the records are regular files, so that no reader waits for a pipe.
+
+        Raises:
+            UserError: one is not.
+        """
+        check_regular_files(self.path, (".json", ".jsonl", ".md", ".png", ".html", ".yaml", ".lock"))
+
     def load_config(self) -> RunConfig | None:
         """Return the configuration, with option names of earlier versions replaced.
 
@@ -131,7 +155,7 @@ class RunDir:
         Raises:
             UserError: the file is damaged.
         """
-        return read_json_object(self.evaluation)
+        return read_json_object(self.evaluation, _EVALUATION_TYPES)
 
     def read_environment(self) -> dict[str, Any]:
         """Return the values of environment.json.
@@ -139,7 +163,7 @@ class RunDir:
         Raises:
             UserError: the file is damaged.
         """
-        return read_json_object(self.environment)
+        return read_json_object(self.environment, _ENVIRONMENT_TYPES)
 
     def records_of(
         self, folders: Collection[Path], records: Collection[dict[str, Any]]
@@ -156,7 +180,7 @@ class RunDir:
             record
             for record in records
             if (
-                record["weights_sha256"] in weights
+                str(record["weights_sha256"]) in weights
                 if record.get("weights_sha256")
                 else _model_name(record) in names
             )
@@ -164,26 +188,43 @@ class RunDir:
 
     def read_best_step(self) -> int | None:
         """Return the optimizer step of the model in best/; None if the folder does not record it."""
-        return read_json_object(self.best / "config.json").get("training_step")
+        return read_json_object(self.best / "config.json", {"training_step": int | None}).get("training_step")
 
 
 def _model_name(record: Mapping[str, Any]) -> str:
     return Path(str(record.get("model", "best"))).name
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the JSON object in `path`, or an empty dictionary if the file does not exist.
 
+    Args:
+        path: JSON file.
+        types: Types of values by name, for those that must have one; `float` stands for any number.
+
     Raises:
-        UserError: the file cannot be read or is not a JSON object.
+        UserError: the file cannot be read, is not a JSON object, or a value is of another type.
     """
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # no file can hold an unpaired surrogate
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({reason}); correct or delete it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object; correct or delete it")
+    for name, kind in (types or {}).items():
+        if name in values and not _is_of_type(values[name], kind):
+            expected = kind.__name__ if isinstance(kind, type) else kind
+            raise UserError(f"{path}: {name} must be of type {expected}; correct or delete the file")
     return values
+
+
+def _is_of_type(value: object, kind: Any) -> bool:
+    if kind is float:
+        return is_number(value)
+    if kind == list[dict]:
+        return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -133,10 +133,10 @@ def latest_valid_checkpoint(run_dir: Path) -> Path | None:
 def verify_checkpoint(checkpoint: Path) -> str | None:
     """Return the damage that the checksums show, as text; None if there is none."""
     try:
-        record = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))
-        written, read = record["sha256"], _sha256_of_files(checkpoint)
+        record = _read_record(checkpoint)
+        written, read = dict(record["sha256"]), _sha256_of_files(checkpoint)
         read[_CHECKPOINT] = _sha256_of_progress(record["progress"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{_CHECKPOINT}: {' '.join(str(error).split())}"
     for name in sorted(written):
         if name not in read:
@@ -158,12 +158,11 @@ def read_progress(checkpoint: Path) -> TrainState:
         UserError: checkpoint.json is damaged.
     """
     try:
-        record = json.loads((checkpoint / _CHECKPOINT).read_text(encoding="utf-8"))
-        progress = record["progress"]
+        progress = _read_record(checkpoint)["progress"]
         if "skipped_in_a_row" in progress:  # field name in checkpoints of earlier versions
             progress["consecutive_skipped_steps"] = progress.pop("skipped_in_a_row")
         return TrainState(**progress)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint {checkpoint} is damaged ({_CHECKPOINT}: {error})") from error
 
 
@@ -255,6 +254,13 @@ def check_same_source(config: RunConfig, run_dir: Path) -> None:
             "to train a new model, set another --output_dir and --data.data_dir, "
             f"or delete {run_dir} and {config.data.data_dir}"
         )
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / _CHECKPOINT
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path} must be a regular file")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _sha256_of_files(folder: Path) -> dict[str, str]:

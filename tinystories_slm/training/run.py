@@ -252,6 +252,7 @@ def is_finished(config: RunConfig) -> bool:
         UserError: it holds another run, `train.resume` is an older checkpoint of it, or the run is finished
             and its source has changed.
     """
+    RunDir(config.output_dir).check_files()
     check_resume(config)
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False

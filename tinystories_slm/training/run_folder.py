@@ -209,6 +209,7 @@ def _check_run_dir(run_dir: Path) -> None:
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"output_dir ({run_dir}) cannot be written to; choose another --output_dir")
+    RunDir(run_dir).check_files()
     others = [name for name in _DIRECTORIES if (run_dir / name).exists()]
     if others and not RunDir(run_dir).config.is_file():
         raise UserError(
