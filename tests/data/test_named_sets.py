@@ -94,6 +94,7 @@ def publish_tinystories(hub: LoopbackHub) -> None:
 
 
 def downloaded(tmp_path: Path, name: str, **options: object) -> tuple[RawManifest, dict[str, list[str]]]:
+    options = {"cleaning": False, "deduplicate": False} | options  # the stories here are short and alike
     args = DataArgs(source=name, data_dir=tmp_path / name, **options)
     manifest = RawManifest.load(download_data(args) / "source.json")
     return manifest, {split: list(iter_raw_stories(args.data_dir, split)) for split in manifest.splits}
@@ -126,6 +127,13 @@ def test_sets_of_tinystories_select_their_files_at_the_pinned_commit(
     assert load_stories("tinystories-v2", "validation")["text"][0] == f"V2 {VALID[0]}"
     with pytest.raises(UserError, match=r"data\.source \(tinystory-v2\) .*; did you mean tinystories-v2\?"):
         load_stories("tinystory-v2", "train")
+
+
+def test_named_sets_are_cleaned_and_deduplicated_by_default(hub: LoopbackHub, tmp_path: Path) -> None:
+    publish_tinystories(hub)
+    manifest, _ = downloaded(tmp_path, "tinystories", cleaning=None, deduplicate=None)
+    assert manifest.provenance.cleaning and manifest.provenance.deduplicated
+    assert manifest.duplicates is not None and manifest.cleaning_counts is not None
 
 
 def test_clean_set_has_the_fixed_rows_of_its_card(hub: LoopbackHub, tmp_path: Path) -> None:

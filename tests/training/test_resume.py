@@ -268,7 +268,7 @@ def test_saved_models_record_their_training_data_and_that_of_the_base_model(tiny
 
     data = {
         "source": "builtin", "revision": f"grammar {grammar.VERSION}", "validation_split": "auto",
-        "validation_fraction": 0.05, "max_stories": 300,
+        "validation_fraction": 0.05, "max_stories": 300, "subset": None, "cleaning": [], "num_parts": 1,
     }  # fmt: skip
     for name in ("best", "last"):
         saved = read_json_object(second / name / "config.json")

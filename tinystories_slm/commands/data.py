@@ -4,7 +4,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.config.command_args import DownloadArgs
 from tinystories_slm.data.named_sets import format_named_sets
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.sources import RawManifest, download_data, format_filters
 from tinystories_slm.data.tokenizer import TokenizerManifest, train_tokenizer
 
 
@@ -14,12 +14,15 @@ def run_download(config: DownloadArgs) -> None:
         print(format_named_sets())
         return
     folder = download_data(config.data)
-    for split, counts in RawManifest.load(folder / "source.json").splits.items():
+    manifest = RawManifest.load(folder / "source.json")
+    for split, counts in manifest.splits.items():
         dropped = counts["num_empty_dropped"] + counts["num_null_dropped"]
         print(
             f"{folder / split}.parquet: {counts['num_stories']:,} stories, "
             f"{counts['num_bytes'] / 1e6:,.1f} MB, {dropped:,} empty ones dropped"
         )
+    for line in format_filters(manifest):
+        print(line)
     print("next: train_tokenizer with the same options")
 
 

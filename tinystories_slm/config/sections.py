@@ -61,6 +61,11 @@ class DataArgs:
     always held out."""
     validation_fraction: float = 0.05
     """Share of the training stories that is held out, chosen by a hash of each story's text."""
+    cleaning: bool | None = None
+    """Repair stories, and drop faulty ones, by the rules of docs/data_cleaning.md; null: for named sets."""
+    deduplicate: bool | None = None
+    """Drop near duplicates within training, and training stories that repeat validation stories; null: for
+    named sets."""
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
     num_workers: int | None = None

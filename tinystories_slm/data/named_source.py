@@ -21,6 +21,7 @@ class NamedSource(StorySource):
 
     has_revisions = True
     needs_network = True
+    is_filtered_by_default = True
 
     @classmethod
     def matches(cls, value: str) -> bool:

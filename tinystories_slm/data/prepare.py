@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.data.cleaning import RuleCounts
+from tinystories_slm.data.dropped import DuplicateCounts
 from tinystories_slm.data.mixture import PartCounts
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data
@@ -59,6 +61,8 @@ class Manifest(DataManifest):
     code_version: str
     """Version of this package that wrote the files."""
     parts: list[PartCounts] | None = None
+    cleaning_counts: dict[str, RuleCounts] | None = None
+    duplicates: DuplicateCounts | None = None
     """Parts of a mixture; null for one source."""
 
     def __post_init__(self) -> None:
@@ -174,6 +178,8 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
         splits=splits,
         code_version=version("tinystories_slm"),
         parts=raw.parts,
+        cleaning_counts=raw.cleaning_counts,
+        duplicates=raw.duplicates,
     )
     with atomic_write(data.data_dir / "manifest.json") as unfinished:
         manifest.save(unfinished)

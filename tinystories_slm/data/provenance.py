@@ -1,7 +1,8 @@
 """Provenance of prepared data: source, revision and options, recorded by each preparation step."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -28,9 +29,15 @@ class Provenance:
     max_stories: int | None
     subset: str | None = None
     """`data.subset`; manifests of earlier versions lack it."""
+    cleaning: list[str] = field(default_factory=list)
+    """Names of the rules in `cleaning.RULES` that were applied; none in manifests of earlier versions."""
+    deduplicated: bool = False
+    """Whether near duplicates and repeated validation stories were dropped from training."""
 
     @classmethod
-    def from_args(cls, data: DataArgs, revision: str) -> "Provenance":
+    def from_args(
+        cls, data: DataArgs, revision: str, *, cleaning: Iterable[str] = (), deduplicated: bool = False
+    ) -> "Provenance":
         """Return the provenance of the stories that `data` selects, at the resolved `revision`."""
         return Provenance(
             source=data.source,
@@ -41,6 +48,8 @@ class Provenance:
             validation_fraction=data.validation_fraction,
             max_stories=data.max_stories,
             subset=data.subset,
+            cleaning=list(cleaning),
+            deduplicated=deduplicated,
         )
 
     def differences(self, data: DataArgs) -> list[str]:
@@ -50,6 +59,9 @@ class Provenance:
             for name in _COMPARED
             if getattr(self, name) != getattr(data, name)
         ]
+        for name, recorded in (("cleaning", bool(self.cleaning)), ("deduplicate", self.deduplicated)):
+            if (configured := getattr(data, name)) not in (None, recorded):
+                found.append(f"data.{name} is {recorded} (configured: {configured})")
         if data.revision not in (None, self.requested_revision, self.revision):
             recorded = self.requested_revision or self.revision
             found.append(f"data.revision is {recorded!r} (configured: {data.revision!r})")
@@ -87,7 +99,7 @@ class DataManifest:
             if path.exists() and not path.is_file():  # a pipe would be waited for
                 raise OSError("it must be a regular file")
             values = _rename_old_fields(json.loads(path.read_text(encoding="utf-8")))
-            names = [field.name for field in fields(Provenance) if field.name in values]
+            names = [item.name for item in fields(Provenance) if item.name in values]
             provenance = Provenance(**{name: values.pop(name) for name in names})
             manifest = cls(provenance=provenance, **values)
             _check_types(provenance)

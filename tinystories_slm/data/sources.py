@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -24,6 +24,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
+from tinystories_slm.data.cleaning import (
+    RULES,
+    SAMPLE_STORIES,
+    Cleaner,
+    RuleCounts,
+    check_rules,
+    choose_rules,
+)
+from tinystories_slm.data.cleaning import clean as clean_story
+from tinystories_slm.data.dropped import DroppedStories, DuplicateCounts, drop_repeated
 from tinystories_slm.data.file_formats import END_OF_TEXT, read_parquet
 from tinystories_slm.data.mixture import MixedSplits, PartCounts
 from tinystories_slm.data.provenance import DataManifest, Provenance, raise_if_different
@@ -59,6 +69,10 @@ class RawManifest(DataManifest):
     splits: dict[str, StoryCounts]
     parts: list[PartCounts] | None = None
     """Parts of a mixture; null for one source."""
+    cleaning_counts: dict[str, RuleCounts] | None = None
+    """Work of each cleaning rule that found a fault; null without cleaning."""
+    duplicates: DuplicateCounts | None = None
+    """Repeated stories; null without deduplication."""
 
 
 def download_data(data: DataArgs) -> Path:
@@ -148,18 +162,26 @@ def load_stories(
 
 
 def open_stories(
-    source: str, *, text_column: str = "text", revision: str | None = None, subset: str | None = None
+    source: str,
+    *,
+    text_column: str = "text",
+    revision: str | None = None,
+    subset: str | None = None,
+    cleaning: Collection[str] = (),
 ) -> dict[str, Callable[[], Iterator[str]]]:
     """Return the splits of any source: name -> function that yields the stories, without blank ones.
 
-    No story is read before its function is called. `revision` is for Hub datasets only.
+    No story is read before its function is called. `revision` is for Hub datasets only. `cleaning` names
+    rules of `cleaning.RULES`.
 
     Raises:
-        UserError: the source does not exist or cannot be read.
+        UserError: the source does not exist or cannot be read, or there is no such rule.
     """
+    check_rules(cleaning)
+    clean = partial(clean_story, rules=cleaning) if cleaning else None
 
     def read_stories(name: str) -> Iterator[str]:
-        return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None))
+        return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None, clean))
 
     splits = _open_splits(source, revision, text_column, None, subset)
     return {name: partial(read_stories, name) for name in splits}
@@ -189,15 +211,83 @@ def _download(data: DataArgs, folder: Path) -> None:
     if "train" not in splits:
         raise _missing_split_error(data.source, "train", splits)
     counts = _zero_counts("train", "validation")
-    stories = _iter_splits(splits, counts, data.validation_split, data.validation_fraction, data.max_stories)
-    with atomic_directory(folder) as unfinished:
+    read = partial(_iter_splits, splits, counts, data.validation_split, data.validation_fraction)
+    rules = _choose_rules(data, read)
+    with atomic_directory(folder) as unfinished, ExitStack() as files:
+        cleaner = Cleaner(rules)
+        deduplicates = _is_filtered(data, data.deduplicate)
+        if rules or deduplicates:
+            dropped = files.enter_context(DroppedStories(unfinished / "dropped.parquet"))
+            cleaner.on_drop = dropped.add
+        stories = read(data.max_stories, cleaner.clean if rules else None)
         _write_splits(tqdm(stories, desc="download", unit=" stories", disable=None), unfinished, counts)
+        duplicates = _drop_repeated(unfinished, counts, dropped) if deduplicates else None
         for split, count in counts.items():
             if count["num_stories"] == 0:
                 raise _empty_split_error(data.source, split, data.validation_fraction)
-        provenance = Provenance.from_args(data, revision)
-        parts = splits.part_counts() if isinstance(splits, MixedSplits) else None
-        RawManifest(provenance=provenance, splits=counts, parts=parts).save(unfinished / "source.json")
+        manifest = RawManifest(
+            provenance=Provenance.from_args(data, revision, cleaning=rules, deduplicated=deduplicates),
+            splits=counts,
+            parts=splits.part_counts() if isinstance(splits, MixedSplits) else None,
+            cleaning_counts=cleaner.counts if rules else None,
+            duplicates=duplicates,
+        )
+        manifest.save(unfinished / "source.json")
+    for line in format_filters(manifest):
+        logger.info(line)
+
+
+def _is_filtered(data: DataArgs, option: bool | None) -> bool:
+    """Whether cleaning or deduplication, as `option` says, applies; never to the stories of the grammar."""
+    source = find_source(data.source, data.subset)
+    if source.is_builtin_corpus:
+        return False
+    return source.is_filtered_by_default if option is None else option
+
+
+def _choose_rules(data: DataArgs, read: Callable[..., Iterator[tuple[str, str]]]) -> list[str]:
+    """Return the cleaning rules that fit the first stories; none without cleaning."""
+    if not _is_filtered(data, data.cleaning):
+        return []
+    rules = choose_rules(story for _, story in read(SAMPLE_STORIES))
+    if left_out := [name for name in RULES if name not in rules]:
+        logger.warning(
+            "cleaning rules that would drop more than a fifth of the first %d stories are not applied: %s",
+            SAMPLE_STORIES,
+            ", ".join(left_out),
+        )
+    return rules
+
+
+def _drop_repeated(folder: Path, counts: dict[str, StoryCounts], dropped: DroppedStories) -> DuplicateCounts:
+    """Write train.parquet again without the repeated stories, if there are any, and correct `counts`."""
+    path, train = folder / "train.parquet", counts["train"]
+    read_train = partial(read_parquet, path)
+    validation = read_parquet(folder / "validation.parquet")
+    keep, found = drop_repeated(read_train, train["num_stories"], validation, dropped)
+    if not keep.all():
+        (rest := folder / "rest").mkdir()
+        train["num_stories"] = train["num_bytes"] = 0
+        _write_splits((("train", story) for story in compress(read_train(), keep)), rest, {"train": train})
+        (rest / "train.parquet").replace(path)
+        rest.rmdir()
+    return found
+
+
+def format_filters(manifest: RawManifest) -> list[str]:
+    """Return one line for each cleaning rule that found a fault, and one on duplicates."""
+    lines = [
+        f"cleaning, {rule}: {count['num_changed']:,} stories repaired, {count['num_dropped']:,} dropped"
+        for rule, count in (manifest.cleaning_counts or {}).items()
+    ]
+    if manifest.duplicates is not None:
+        found = manifest.duplicates
+        lines.append(
+            f"duplicates: {found['num_exact']:,} exact and {found['num_near']:,} near ones dropped from "
+            f"training; {found['num_leaks']:,} training stories dropped, which repeated "
+            f"{found['num_validation_leaked']:,} validation stories"
+        )
+    return lines
 
 
 def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict[str, StoryCounts]) -> None:
@@ -235,21 +325,25 @@ def _iter_splits(
     validation_split: Literal["auto", "holdout"] | None,
     fraction: float,
     max_stories: int | None,
+    clean: Callable[[str], str | None] | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`."""
+    """Yield (split, story) for the splits in `counts`, reading each once; add dropped stories to `counts`.
+
+    `clean` returns the cleaned story, or None for one that it drops.
+    """
     if isinstance(splits, MixedSplits):
-        yield from _iter_mixture(splits, counts, validation_split, fraction, max_stories)
+        yield from _iter_mixture(splits, counts, validation_split, fraction, max_stories, clean)
         return
     holdout = needs_holdout(splits, validation_split)
     if "train" in counts or (holdout and "validation" in counts):
         dropped = counts["train" if "train" in counts else "validation"]
-        for story in islice(_iter_stories(splits["train"](), dropped), max_stories):
+        for story in islice(_iter_stories(splits["train"](), dropped, clean), max_stories):
             split = "validation" if holdout and in_validation(story, fraction) else "train"
             if split in counts:
                 yield split, story
     for split in counts:
         if split != "train" and not (holdout and split == "validation"):
-            for story in _iter_stories(splits[split](), counts[split]):
+            for story in _iter_stories(splits[split](), counts[split], clean):
                 yield split, story
 
 
@@ -259,17 +353,18 @@ def _iter_mixture(
     validation_split: Literal["auto", "holdout"] | None,
     fraction: float,
     max_stories: int | None,
+    clean: Callable[[str], str | None] | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield the pairs of `_iter_splits` for a mixture; each part has its own validation stories."""
     if not counts.keys() <= {"train", "validation"}:
         for split in counts:
-            yield from ((split, story) for story in _iter_stories(mixture[split](), counts[split]))
+            yield from ((split, story) for story in _iter_stories(mixture[split](), counts[split], clean))
         return
     all_counts = _zero_counts("train", "validation") | counts
 
     def read_part(splits: Splits, *names: str) -> Iterator[tuple[str, str]]:
         chosen = {name: all_counts[name] for name in names}
-        return _iter_splits(splits, chosen, validation_split, fraction, None)
+        return _iter_splits(splits, chosen, validation_split, fraction, None, clean)
 
     has_holdout = partial(needs_holdout, validation_split=validation_split)
     for split, story in mixture.iter_pairs(read_part, has_holdout, max_stories):
@@ -277,8 +372,10 @@ def _iter_mixture(
             yield split, story
 
 
-def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[str]:
-    """Yield `texts` without nulls and blank texts, and count the dropped ones in `counts`.
+def _iter_stories(
+    texts: Iterable[str | None], counts: StoryCounts, clean: Callable[[str], str | None] | None
+) -> Iterator[str]:
+    """Yield the cleaned `texts` without nulls and blank texts, and count these in `counts`.
 
     `<|endoftext|>` at an end of a text separates stories and is removed; within a text it is plain text.
     """
@@ -289,8 +386,10 @@ def _iter_stories(texts: Iterable[str | None], counts: StoryCounts) -> Iterator[
         story = strip_separators(text) if END_OF_TEXT in text else text
         if not story.strip():
             counts["num_empty_dropped"] += 1
-        else:
+        elif clean is None:
             yield story
+        elif (cleaned := clean(story)) is not None:
+            yield cleaned
 
 
 def _zero_counts(*splits: str) -> dict[str, StoryCounts]:

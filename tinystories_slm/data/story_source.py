@@ -26,6 +26,9 @@ class StorySource(ABC):
     is_builtin_corpus: ClassVar[bool] = False
     """Whether the grammar of this package generates the stories, so that their entropy is known."""
 
+    is_filtered_by_default: ClassVar[bool] = False
+    """Whether its stories are cleaned and deduplicated unless the options say otherwise."""
+
     has_subsets: ClassVar[bool] = False
     """Whether `data.subset` selects a configuration, as of a dataset on the Hub."""
 

@@ -59,17 +59,20 @@ def select_stories(
     - the stories that were held out of training, if the model was trained on this source;
     - otherwise a hold-out by `args.validation_split` and `args.validation_fraction`.
 
+    Stories of the source that the model was trained on are cleaned as for its last run.
+
     Raises:
         UserError: the source cannot be read, lacks the split, or has no such stories.
     """
     has_revisions = find_source(args.data).has_revisions
+    same_source = [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
     splits = open_stories(
         args.data,
         text_column=args.text_column,
         revision=revision if has_revisions else None,
         subset=args.subset,
+        cleaning=same_source[-1].cleaning if same_source else (),
     )
-    same_source = [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
     is_default = args.validation_split is None and args.validation_fraction is None
     source_split, split, fraction = _find_split(args, splits, same_source, is_default=is_default)
     if fraction is not None and same_source and all(data.revision != revision for data in same_source):

@@ -5,7 +5,7 @@ count, the stories that the model was trained on.
 """
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
@@ -29,6 +29,8 @@ class TrainingData:
     validation_fraction: float
     max_stories: int | None
     subset: str | None = None
+    cleaning: list[str] = field(default_factory=list)
+    """Names of the cleaning rules: the stories of the run are the cleaned ones."""
     num_parts: int = 1
     """Records of the run, which follow one another: one for each part of a mixture."""
 
@@ -53,6 +55,7 @@ class TrainingData:
                 # How many stories of a part the limit of a mixture left out is not recorded.
                 max_stories=data.max_stories if len(parts) == 1 else None,
                 subset=subset,
+                cleaning=data.cleaning,
                 num_parts=len(parts),
             )
             for source, revision, subset in parts
@@ -93,8 +96,12 @@ def read_training_data(model: str, config: PreTrainedConfig) -> list[TrainingDat
     """
     records = getattr(config, "training_data", None)
     if isinstance(records, list):
-        names = [field.name for field in fields(TrainingData)]
-        required = {field.name for field in fields(TrainingData) if field.default is MISSING}
+        names = [item.name for item in fields(TrainingData)]
+        required = {
+            item.name
+            for item in fields(TrainingData)
+            if item.default is MISSING and item.default_factory is MISSING
+        }
         complete = [record for record in records if isinstance(record, dict) and required <= record.keys()]
         if complete:
             return [

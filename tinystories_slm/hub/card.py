@@ -246,10 +246,35 @@ def _data_facts(run: PublishedRun) -> dict[str, Any]:
             for name, value in counts.items()
             if _is_number(value)
         }
+    facts |= _filter_facts(run.manifest)
     if run.config is not None:
         pretrained = run.config.tokenizer.pretrained
         trained_here = "byte-level BPE, trained on these stories"
         facts["tokenizer"] = trained_here if pretrained is None else f"`{escape_code(pretrained)}`"
+    return facts
+
+
+def _filter_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what cleaning and deduplication did, as far as the data manifest states it."""
+    facts = {}
+    counts, duplicates = manifest.get("cleaning_counts"), manifest.get("duplicates")
+    if isinstance(counts, dict):
+        changes = [
+            f"{escape_markdown(str(rule))} {count['num_changed']:,} repaired, {count['num_dropped']:,} "
+            "dropped"
+            for rule, count in counts.items()
+            if isinstance(count, dict)
+            and all(_is_number(count.get(f"num_{name}")) for name in ("changed", "dropped"))
+        ]
+        facts["cleaning"] = "; ".join(changes) or "no story was changed"
+    numbers = ("num_exact", "num_near", "num_leaks", "num_validation_leaked", "leak_gram", "leak_share")
+    if isinstance(duplicates, dict) and all(_is_number(duplicates.get(name)) for name in numbers):
+        facts["duplicates"] = (
+            f"{duplicates['num_exact']:,} exact and {duplicates['num_near']:,} near ones dropped from "
+            f"training; {duplicates['num_validation_leaked']:,} validation stories shared more than "
+            f"{duplicates['leak_share']:.0%} of their {duplicates['leak_gram']}-word sequences with a "
+            f"training story, none after {duplicates['num_leaks']:,} training stories were dropped"
+        )
     return facts
 
 

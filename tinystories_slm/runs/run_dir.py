@@ -1,6 +1,7 @@
 """Files of a run directory: one name for each, and the readers."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,9 @@ from tinystories_slm.io.file_errors import check_regular_files
 from tinystories_slm.model_folder import weights_sha256
 from tinystories_slm.runs.records import is_number, read_json_lines, read_metrics, read_samples
 
+_METRICS = ("loss", "perplexity", "bits_per_byte", "accuracy", "entropy", "entropy_bits_per_byte")
 _EVALUATION_TYPES = {
-    **dict.fromkeys(
-        ("loss", "perplexity", "bits_per_byte", "accuracy", "entropy", "entropy_bits_per_byte"), float
-    ),
+    **dict.fromkeys(_METRICS, float),
     **dict.fromkeys(("num_tokens", "num_bytes", "num_stories"), int),
     **dict.fromkeys(("num_split_stories", "num_source_stories", "num_training_stories"), int | None),
     **dict.fromkeys(("weights_sha256", "revision", "data", "split"), str | None),
@@ -150,12 +150,18 @@ class RunDir:
         return read_json_lines(self.stories)
 
     def read_evaluation(self) -> dict[str, Any]:
-        """Return the values of evaluation.json.
+        """Return the values of evaluation.json, without metrics that were not measured: null or not finite.
 
         Raises:
             UserError: the file is damaged.
         """
-        return read_json_object(self.evaluation, _EVALUATION_TYPES)
+        values = read_json_object(self.evaluation)
+        for name in _METRICS:
+            value = values.get(name)
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                values.pop(name, None)
+        _check_types(self.evaluation, values, _EVALUATION_TYPES)
+        return values
 
     def read_environment(self) -> dict[str, Any]:
         """Return the values of environment.json.
@@ -215,11 +221,15 @@ def read_json_object(path: Path, types: Mapping[str, Any] | None = None) -> dict
         raise UserError(f"{path} cannot be read ({reason}); correct or delete it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object; correct or delete it")
-    for name, kind in (types or {}).items():
+    _check_types(path, values, types or {})
+    return values
+
+
+def _check_types(path: Path, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for name, kind in types.items():
         if name in values and not _is_of_type(values[name], kind):
             expected = kind.__name__ if isinstance(kind, type) else kind
             raise UserError(f"{path}: {name} must be of type {expected}; correct or delete the file")
-    return values
 
 
 def _is_of_type(value: object, kind: Any) -> bool:

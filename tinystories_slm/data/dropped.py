@@ -1,0 +1,121 @@
+"""Stories that a download drops, in `raw/dropped.parquet`, and the choice of the repeated ones."""
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tinystories_slm.data import duplicates as near
+from tinystories_slm.data.duplicates import Leaks, find_twins
+
+_BATCH_STORIES = 4096
+_SCHEMA = pa.schema({"text": pa.string(), "rule": pa.string(), "row": pa.int64()})
+
+
+class DuplicateCounts(TypedDict):
+    """Training stories that were dropped because they repeat another one, and the limits that decide."""
+
+    num_exact: int
+    """Stories with the words of an earlier training story."""
+    num_near: int
+    """Near duplicates of an earlier training story."""
+    num_leaks: int
+    """Stories that repeat a validation story."""
+    num_validation_leaked: int
+    """Validation stories that training stories repeated before; none is left."""
+    duplicate_gram: int
+    duplicate_similarity: float
+    leak_gram: int
+    leak_share: float
+    library: str
+    """Library of the MinHash values, with its version."""
+
+
+class DroppedStories:
+    """Context manager that writes the file: a text, the rule that dropped it, and the row that it repeats.
+
+    `row` is a row of validation.parquet for the rule `leak`, one of train.parquet for `exact_duplicate` and
+    `near_duplicate`, and null for the others. It is also null if that story was dropped itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd")
+        self._rows: list[tuple[str, str, int | None]] = []
+
+    def add(self, text: str, rule: str, row: int | None = None) -> None:
+        """Add a story; the rows are written in groups."""
+        self._rows.append((text, rule, row))
+        if len(self._rows) == _BATCH_STORIES:
+            self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._rows:
+            self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        columns = [list(column) for column in zip(*self._rows, strict=True)]
+        self._writer.write_table(pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA))
+        self._rows = []
+
+
+def drop_repeated(
+    read_training: Callable[[], Iterable[str]],
+    num_stories: int,
+    validation: Iterable[str],
+    dropped: DroppedStories,
+) -> tuple[np.ndarray, DuplicateCounts]:
+    """Choose the training stories that stay: no twin of an earlier one, and none that repeats validation.
+
+    Args:
+        read_training: Opens the training stories; they are read three times.
+        num_stories: Number of training stories.
+        validation: Validation stories; all of them stay.
+        dropped: File for the others.
+
+    Returns:
+        Which training stories stay, bool (num_stories,), and the counts.
+    """
+    leaks = Leaks(validation)
+    leak = np.concatenate(
+        [leaks.check(batch) for batch in _batched(read_training())] or [np.zeros(0, np.int64)]
+    )
+    twins = find_twins(read_training(), num_stories)
+    is_leak, is_twin = leak >= 0, twins.is_twin
+    keep = ~(is_leak | is_twin)
+    row = np.where(keep, np.cumsum(keep) - 1, -1)
+    for index, story in enumerate(read_training()):
+        if is_leak[index]:
+            dropped.add(story, "leak", int(leak[index]))
+        elif is_twin[index]:
+            first = int(row[twins.first[index]])
+            rule = "exact_duplicate" if twins.is_exact[index] else "near_duplicate"
+            dropped.add(story, rule, None if first < 0 else first)
+    return keep, DuplicateCounts(
+        num_exact=int((twins.is_exact & ~is_leak).sum()),
+        num_near=int((is_twin & ~twins.is_exact & ~is_leak).sum()),
+        num_leaks=int(is_leak.sum()),
+        num_validation_leaked=int(leaks.leaked.sum()),
+        duplicate_gram=near.DUPLICATE_GRAM,
+        duplicate_similarity=near.DUPLICATE_SIMILARITY,
+        leak_gram=near.LEAK_GRAM,
+        leak_share=near.LEAK_SHARE,
+        library=f"rensa {version('rensa')}",
+    )
+
+
+def _batched(stories: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(stories)
+    while batch := list(islice(remaining, _BATCH_STORIES)):
+        yield batch
