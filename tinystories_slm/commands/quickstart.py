@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.commands.generate import write_results
 from tinystories_slm.commands.source_folders import use_own_folders
+from tinystories_slm.commands.story_limit import limit_stories
 from tinystories_slm.config import DataArgs, RunConfig
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.source_registry import find_source
@@ -45,7 +46,7 @@ def run_quickstart(config: RunConfig) -> str:
     Raises:
         UserError: a step rejects its input, or the source of a finished run has changed.
     """
-    config = use_own_folders(config)
+    config = limit_stories(use_own_folders(config))
     if is_finished(config):
         restore_finished_run(config)
     else:
