@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,20 @@ def test_pretrained_tokenizer_is_copied_with_a_start_token(tmp_path: Path) -> No
     assert (manifest.pretrained, manifest.num_stories, manifest.vocab_size) == (str(GPT2), None, 50257)
     # With a pretrained tokenizer the training options are ignored.
     train_tokenizer(args, TokenizerArgs(pretrained=str(GPT2), vocab_size=300, max_stories=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model_max_length", "x"), ("model_max_length", [1]), ("backend", "\ud800")]
+)
+def test_values_of_another_type_are_rejected(
+    name: str, value: object, data: DataArgs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(data.data_dir / "tokenizer", folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=r"tokenizer \(.*\) cannot be loaded"):
+        load_tokenizer(folder)
 
 
 def test_unusable_tokenizers_are_rejected(tmp_path: Path) -> None:

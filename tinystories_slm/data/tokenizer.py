@@ -114,6 +114,9 @@ def load_tokenizer(
     options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        # It checks no value of tokenizer_config.json until one is used, or written to another folder.
+        tokenizer.decode(tokenizer("Once upon a time").input_ids)
+        json.dumps(tokenizer.init_kwargs, ensure_ascii=False, default=str).encode("utf-8")
     except Exception as error:  # transformers, tokenizers and the HTTP library raise many types
         raise UserError(
             f"{label} cannot be loaded ({first_line(error)}); use a folder or Hub id with a tokenizer"
