@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
+_MAX_LAYERS = 10_000
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -145,6 +146,10 @@ class TinyStoriesConfig(PreTrainedConfig):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.num_hidden_layers > _MAX_LAYERS:  # a damaged file; building the layers would take all memory
+            raise ValueError(
+                f"num_hidden_layers ({str(self.num_hidden_layers)[:20]}) must be at most {_MAX_LAYERS}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
