@@ -1,15 +1,19 @@
 """Output files on a full disk: one line, and the earlier file stays."""
 
+import errno
 import json
 import sys
 
 import pytest
 from conftest import tiny_model
 
+from tinystories_slm.commands.generate import write_results
 from tinystories_slm.config import save_config
 from tinystories_slm.config.command_args import EvaluateArgs, ReportArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate
+from tinystories_slm.generation import SamplingParams
+from tinystories_slm.generation.request import GenerationResult
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.runs.report import report
 
@@ -57,3 +61,23 @@ def test_full_disk_keeps_the_earlier_scores_and_stdout_comes_second(
     with pytest.raises(OSError, match="No space left"):
         evaluate(args)
     assert json.loads((tmp_path / "scores.json").read_text())["num_stories"] == 3
+
+
+def test_stories_of_a_run_are_written_whole_or_not_at_all(tmp_path):
+    result = GenerationResult(
+        prompt="Once", text="Once upon.", seed=0, num_new_tokens=2, finish_reason="stop"
+    )
+    path = tmp_path / "stories.jsonl"
+
+    def full_disk():
+        yield result
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for before in (None, "earlier\n"):
+        if before:
+            path.write_text(before)
+        with pytest.raises(OSError, match="No space"):
+            write_results(path, full_disk(), "best", None, SamplingParams())
+        assert (path.read_text() if path.exists() else None) == before
+    write_results(path, [result] * 3, "best", None, SamplingParams())
+    assert path.read_text().count("\n") == 3

@@ -19,7 +19,7 @@ from tinystories_slm.generation import GenerationResult, TextStream, generate_ba
 from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
-from tinystories_slm.io.atomic import atomic_write
+from tinystories_slm.io.atomic import atomic_write, write_output
 from tinystories_slm.io.file_errors import expand_user, translate_write_errors
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 
@@ -77,10 +77,12 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
 def write_results(
     path: Path, results: Iterable[GenerationResult], model: str, weights: str | None, sampling: SamplingParams
 ) -> None:
-    """Replace the JSONL file `path` by one line per result of `model`; `weights` is its `weights_sha256`."""
-    with _open_output(path) as file:
-        for result in results:
-            file.write(_to_json_line(result, model, weights, sampling))
+    """Replace the JSONL file `path` by one line per result of `model`; `weights` is its `weights_sha256`.
+
+    After an error the earlier file stays: some of the results would pass for all of them.
+    """
+    lines = [_to_json_line(result, model, weights, sampling) for result in results]
+    write_output(path, "".join(lines))
 
 
 def _to_json_line(result: GenerationResult, model: str, weights: str | None, sampling: SamplingParams) -> str:
