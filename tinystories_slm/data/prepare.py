@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -27,7 +27,8 @@ from tinystories_slm.data.dropped import DuplicateCounts
 from tinystories_slm.data.mixture import PartCounts
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.sources import RawManifest, download_data
-from tinystories_slm.data.tokenizer import TokenizerManifest, encode_stories, load_tokenizer, train_tokenizer
+from tinystories_slm.data.story_encoder import StoryEncoder
+from tinystories_slm.data.tokenizer import TokenizerManifest, load_tokenizer, train_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.host import num_usable_cores
 from tinystories_slm.io.atomic import atomic_write, directory_lock, file_sha256
@@ -239,15 +240,13 @@ class _RowGroupEncoder:
 
     def __init__(self, raw: Path, tokenizer_dir: Path, token_dtype: str) -> None:
         self._file = pq.ParquetFile(raw)
-        self._tokenizer = load_tokenizer(tokenizer_dir)
+        self._encoder = StoryEncoder(load_tokenizer(tokenizer_dir))
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
 
     def __call__(self, row_group: int) -> tuple[bytes, int]:
-        stories = self._file.read_row_group(row_group, columns=["text"]).column(0).to_pylist()
-        eos = [self._tokenizer.eos_token_id]
-        ids = chain.from_iterable(chain(story, eos) for story in encode_stories(self._tokenizer, stories))
-        text_bytes = sum(len(story.encode("utf-8")) for story in stories)
-        return np.fromiter(ids, dtype=self._dtype).tobytes(), text_bytes
+        stories = self._file.read_row_group(row_group, columns=["text"]).column(0).combine_chunks()
+        num_bytes = pc.sum(pc.binary_length(stories)).as_py() or 0
+        return self._encoder.encode(stories).astype(self._dtype).tobytes(), num_bytes
 
 
 def _map_ordered(

@@ -1,0 +1,1 @@
+"""Byte-level BPE of whole batches of texts: a C kernel, called by `data.prepare`."""
