@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.config.command_args import EvaluateArgs
 from tinystories_slm.data.cleaning import RULES, Cleaner, choose_rules, clean
 from tinystories_slm.data.file_formats import read_parquet
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.sources import RawManifest, download_data, in_validation, open_stories
 from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.selection import select_stories
 from tinystories_slm.evaluation.training_data import TrainingData
 
 STORY = 'Once upon a time there was a little cat named Tom. "Hello," said the dog to the cat.'
@@ -148,6 +150,8 @@ def test_download_cleans_counts_and_keeps_what_it_dropped(faulty, tmp_path, capl
     texts = list(open_stories(str(faulty), cleaning=record.cleaning)["train"]())
     held_out = [text for text in texts if in_validation(text, 0.2)]
     assert held_out == list(read_parquet(raw / "validation.parquet")) and "“" not in "".join(texts)
+    args = EvaluateArgs(model="m", data=str(faulty))
+    assert select_stories(args, manifest.provenance.revision, [record]).texts == held_out
     assert prepare_data(data, TokenizerArgs(vocab_size=300)).cleaning_counts == manifest.cleaning_counts
 
 
