@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.cleaning import RULES, Cleaner, choose_rules, clean
+from tinystories_slm.data.cleaning import RULES, Cleaner, choose_rules
 from tinystories_slm.data.file_formats import read_parquet
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.sources import RawManifest, download_data, in_validation, open_stories
@@ -89,8 +89,8 @@ def test_rule_repairs_drops_and_keeps(rule):
 
 @given(st.text() | st.text("aA. ,\"'\n\t <|>[]&#*é“’—…\u00a0â€œ™\ufffd\x00", max_size=80))
 def test_cleaning_a_cleaned_text_changes_nothing(text):
-    once = clean(text, RULES)
-    assert once is None or clean(once, RULES) == once
+    once = Cleaner().clean(text)
+    assert once is None or Cleaner().clean(once) == once
 
 
 @given(
@@ -151,8 +151,19 @@ def test_download_cleans_counts_and_keeps_what_it_dropped(faulty, tmp_path, capl
     held_out = [text for text in texts if in_validation(text, 0.2)]
     assert held_out == list(read_parquet(raw / "validation.parquet")) and "“" not in "".join(texts)
     args = EvaluateArgs(model="m", data=str(faulty))
-    assert select_stories(args, manifest.provenance.revision, [record]).texts == held_out
+    selection = select_stories(args, manifest.provenance.revision, [record])
+    assert (selection.texts, selection.record()["cleaning"]) == (held_out, list(RULES))
     assert prepare_data(data, TokenizerArgs(vocab_size=300)).cleaning_counts == manifest.cleaning_counts
+
+
+def test_blank_and_null_stories_are_counted_once(tmp_path):
+    source = write_jsonl(
+        tmp_path / "blank.jsonl", [None, " ", *(f"{STORY} {number}." for number in range(40))]
+    )
+    options = {"cleaning": True, "validation_fraction": 0.3}
+    raw = download_data(DataArgs(source=str(source), data_dir=tmp_path / "data", **options))
+    counts = RawManifest.load(raw / "source.json").splits["train"]
+    assert (counts["num_null_dropped"], counts["num_empty_dropped"]) == (1, 1)
 
 
 def test_cleaning_is_off_for_own_files_and_prepared_data_stay(faulty, tmp_path):

@@ -135,6 +135,7 @@ def _evaluate_best(
         "num_split_stories": num_stories,
         "num_source_stories": num_stories,
         "num_training_stories": count_training_stories(texts, trained_on) if trained_on else 0,
+        "cleaning": manifest.provenance.cleaning,
         "protocol": PROTOCOL,
     }
 

@@ -26,10 +26,10 @@ def limit_stories(config: RunConfig) -> RunConfig:
     data, train = config.data, config.train
     if find_source(data.source, data.subset).is_builtin_corpus or data.max_stories is not None:
         return config
-    prepared = _prepared_limit(config)
-    if prepared == 0:
-        return config
     needed = train.max_steps * train.batch_size * data.seq_len * _BYTES_PER_TOKEN
+    prepared, num_bytes = _prepared_stories(config)
+    if prepared is not None and (prepared == 0 or num_bytes >= needed):
+        return _with_limit(config, prepared or None)
     try:
         limit = _count_stories(data, needed)
     except UserError:
@@ -38,10 +38,13 @@ def limit_stories(config: RunConfig) -> RunConfig:
         limit = prepared  # the stories are here, the source is not
     if prepared is not None and limit is not None:
         limit = max(limit, prepared)
-    if limit is None:
-        return config
-    logger.info("the run reads no more than the first %s training stories", f"{limit:,}")
-    return replace(config, data=replace(data, max_stories=limit))
+    return _with_limit(config, limit)
+
+
+def _with_limit(config: RunConfig, limit: int | None) -> RunConfig:
+    if limit is not None:
+        logger.info("the run reads no more than the first %s training stories", f"{limit:,}")
+    return replace(config, data=replace(config.data, max_stories=limit))
 
 
 def _count_stories(data: DataArgs, num_bytes: int) -> int | None:
@@ -57,11 +60,16 @@ def _count_stories(data: DataArgs, num_bytes: int) -> int | None:
     return None
 
 
-def _prepared_limit(config: RunConfig) -> int | None:
-    """Return `max_stories` of the prepared data, 0 for all stories; None without data of this source."""
+def _prepared_stories(config: RunConfig) -> tuple[int | None, int]:
+    """Return `max_stories` of the prepared data, 0 for all stories, and the bytes of their text.
+
+    None and 0 without data of this source.
+    """
     try:
         text = (config.data.data_dir / "raw" / "source.json").read_text(encoding="utf-8")
         manifest = json.loads(text)
-        return (manifest["max_stories"] or 0) if manifest["source"] == config.data.source else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if manifest["source"] != config.data.source:
+            return None, 0
+        return manifest["max_stories"] or 0, sum(split["num_bytes"] for split in manifest["splits"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, 0

@@ -187,17 +187,6 @@ def choose_rules(sample: Iterable[str]) -> list[str]:
     return [name for name, rule in RULES.items() if sum(rule(text) is None for text in texts) <= limit]
 
 
-def clean(text: str, rules: Collection[str]) -> str | None:
-    """Return the story after the rules named `rules`; None if one of them drops it."""
-    for name, rule in RULES.items():
-        if name in rules:
-            repaired = rule(text)
-            if repaired is None:
-                return None
-            text = repaired
-    return text
-
-
 @dataclass
 class Cleaner:
     """Rules that clean a stream of stories, and what each of them did."""

@@ -1,8 +1,7 @@
 """Stories that a download drops, in `raw/dropped.parquet`, and the choice of the repeated ones."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
@@ -12,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tinystories_slm.data import duplicates as near
-from tinystories_slm.data.duplicates import Leaks, find_twins
+from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.duplicates import Leaks, find_duplicates
 
 _BATCH_STORIES = 4096
 _SCHEMA = pa.schema({"text": pa.string(), "rule": pa.string(), "row": pa.int64()})
@@ -29,9 +29,9 @@ class DuplicateCounts(TypedDict):
     """Stories that repeat a validation story."""
     num_validation_leaked: int
     """Validation stories that training stories repeated before; none is left."""
-    duplicate_gram: int
+    duplicate_ngram: int
     duplicate_similarity: float
-    leak_gram: int
+    leak_ngram: int
     leak_share: float
     library: str
     """Library of the MinHash values, with its version."""
@@ -76,7 +76,7 @@ def drop_repeated(
     validation: Iterable[str],
     dropped: DroppedStories,
 ) -> tuple[np.ndarray, DuplicateCounts]:
-    """Choose the training stories that stay: no twin of an earlier one, and none that repeats validation.
+    """Choose the training stories that stay: neither duplicates nor leaks.
 
     Args:
         read_training: Opens the training stories; they are read three times.
@@ -89,33 +89,28 @@ def drop_repeated(
     """
     leaks = Leaks(validation)
     leak = np.concatenate(
-        [leaks.check(batch) for batch in _batched(read_training())] or [np.zeros(0, np.int64)]
+        [leaks.check(batch) for batch in iter_batches(read_training(), _BATCH_STORIES)]
+        or [np.zeros(0, np.int64)]
     )
-    twins = find_twins(read_training(), num_stories)
-    is_leak, is_twin = leak >= 0, twins.is_twin
-    keep = ~(is_leak | is_twin)
+    found = find_duplicates(read_training(), num_stories)
+    is_leak, is_duplicate = leak >= 0, found.is_duplicate
+    keep = ~(is_leak | is_duplicate)
     row = np.where(keep, np.cumsum(keep) - 1, -1)
     for index, story in enumerate(read_training()):
         if is_leak[index]:
             dropped.add(story, "leak", int(leak[index]))
-        elif is_twin[index]:
-            first = int(row[twins.first[index]])
-            rule = "exact_duplicate" if twins.is_exact[index] else "near_duplicate"
+        elif is_duplicate[index]:
+            first = int(row[found.first[index]])
+            rule = "exact_duplicate" if found.is_exact[index] else "near_duplicate"
             dropped.add(story, rule, None if first < 0 else first)
     return keep, DuplicateCounts(
-        num_exact=int((twins.is_exact & ~is_leak).sum()),
-        num_near=int((is_twin & ~twins.is_exact & ~is_leak).sum()),
+        num_exact=int((found.is_exact & ~is_leak).sum()),
+        num_near=int((is_duplicate & ~found.is_exact & ~is_leak).sum()),
         num_leaks=int(is_leak.sum()),
         num_validation_leaked=int(leaks.leaked.sum()),
-        duplicate_gram=near.DUPLICATE_GRAM,
+        duplicate_ngram=near.DUPLICATE_NGRAM,
         duplicate_similarity=near.DUPLICATE_SIMILARITY,
-        leak_gram=near.LEAK_GRAM,
+        leak_ngram=near.LEAK_NGRAM,
         leak_share=near.LEAK_SHARE,
         library=f"rensa {version('rensa')}",
     )
-
-
-def _batched(stories: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(stories)
-    while batch := list(islice(remaining, _BATCH_STORIES)):
-        yield batch

@@ -1,24 +1,26 @@
 """Near duplicates within training, and training stories that repeat validation stories.
 
-Words are runs of letters and digits, without case. Twins within training are found by MinHash and LSH
-(Broder, 1997; Leskovec et al., Mining of Massive Datasets, chapter 3). Leaks are counted exactly.
+Words are runs of letters and digits, without case. Near duplicates are found by MinHash and LSH (Broder,
+1997; Leskovec et al., Mining of Massive Datasets, chapter 3). Leaks are counted exactly.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
 
-DUPLICATE_GRAM = 3
-"""Words in a gram of `find_twins`."""
+from tinystories_slm.data.batches import iter_batches
+
+DUPLICATE_NGRAM = 3
+"""Words in an n-gram of `find_duplicates`."""
 DUPLICATE_SIMILARITY = 0.4
-"""Estimated Jaccard similarity of the 3-grams from which on two stories are twins; about one word in seven
-differs."""
-LEAK_GRAM = 8
-"""Words in a gram of `Leaks`."""
+"""Estimated Jaccard similarity of the 3-grams from which on two stories are near duplicates; about one
+word in seven differs."""
+LEAK_NGRAM = 8
+"""Words in an n-gram of `Leaks`."""
 LEAK_SHARE = 0.2
 """Share of a validation story's 8-grams that a training story may contain. Among 22,093 stories of
 TinyStories, the highest share of unrelated ones is 0.16."""
@@ -27,14 +29,14 @@ _NUM_HASHES = 63
 _ROWS_PER_BAND = 3
 _SEED = 1
 _BATCH_STORIES = 4096
-# A gram in more validation stories than this is a common phrase, such as the first words of a story.
+# An n-gram in more validation stories than this is a common phrase, such as the first words of a story.
 _MAX_COMMON = 64
 _MAX_KNOWN_WORDS = 2**20
 _WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-class GramHasher:
+class NgramHasher:
     """64-bit hashes of the word n-grams of stories; the same on every machine."""
 
     def __init__(self, num_words: int) -> None:
@@ -42,9 +44,9 @@ class GramHasher:
         self._known: dict[str, int] = {}
 
     def hash_stories(self, stories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hashes of all stories, uint64 (num_grams,), and their starts, int64 (num_stories + 1,).
+        """Return the hashes of all stories, uint64 (num_ngrams,), and their starts, int64 (num_stories + 1,).
 
-        A story of fewer words than a gram has one gram. Grams that repeat within a story are kept.
+        A story of fewer words than an n-gram has one n-gram. Those that repeat within a story are kept.
         """
         words = [[self._hash_word(word) for word in _WORD.findall(story.lower())] for story in stories]
         for story in words:
@@ -55,11 +57,11 @@ class GramHasher:
         for offset in range(self.num_words):
             hashes = hashes * _MIX ^ flat[offset : offset + len(hashes)]
             hashes ^= hashes >> np.uint64(29)
-        num_grams = lengths - self.num_words + 1
-        starts = np.concatenate([[0], np.cumsum(num_grams)])
+        num_ngrams = lengths - self.num_words + 1
+        starts = np.concatenate([[0], np.cumsum(num_ngrams)])
         first_word = np.cumsum(lengths) - lengths
-        within = np.arange(starts[-1]) - np.repeat(starts[:-1], num_grams)
-        return hashes[np.repeat(first_word, num_grams) + within], starts
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], num_ngrams)
+        return hashes[np.repeat(first_word, num_ngrams) + within], starts
 
     def _hash_word(self, word: str) -> int:
         found = self._known.get(word)
@@ -72,34 +74,35 @@ class GramHasher:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twins:
+class Duplicates:
     """Stories that repeat an earlier one."""
 
     first: np.ndarray
-    """Index of the first story of each one's cluster, int64 (num_stories,); its own index without twins."""
+    """Index of the first story of each one's cluster, int64 (num_stories,); its own index if it is unique."""
     is_exact: np.ndarray
     """Whether it has the words of that story in their order, bool (num_stories,)."""
 
     @property
-    def is_twin(self) -> np.ndarray:
+    def is_duplicate(self) -> np.ndarray:
         """Whether an earlier story is in the cluster, bool (num_stories,)."""
         return self.first != np.arange(len(self.first))
 
 
-def find_twins(stories: Iterable[str], num_stories: int) -> Twins:
+def find_duplicates(stories: Iterable[str], num_stories: int) -> Duplicates:
     """Return the clusters of near duplicates among `num_stories` stories.
 
-    Two stories are twins if 0.4 of 63 MinHash values agree; they are compared if one of 21 bands of 3 values
-    agrees. A pair of similarity 0.5 is compared with probability 0.94, of 0.6 with 0.99. A cluster contains
-    the twins of its members. Time is linear in the number of stories; memory is 310 bytes for each.
+    Two stories are near duplicates if 0.4 of 63 MinHash values agree; they are compared if one of 21 bands of
+    3 values agrees. A pair of similarity 0.5 is compared with probability 0.94, of 0.6 with 0.99. A cluster
+    contains the near duplicates of its members. Time is linear in the number of stories; memory is 310 bytes
+    for each.
     """
     num_bands = _NUM_HASHES // _ROWS_PER_BAND
     bands = np.empty((num_bands, num_stories), dtype=np.uint64)
     signatures = np.empty((num_stories, _NUM_HASHES), dtype=np.uint16)
     whole = np.empty(num_stories, dtype=np.uint64)
-    done = 0
-    for batch in _batched(islice(stories, num_stories)):
-        values = _min_hashes(batch)
+    hasher, done = NgramHasher(DUPLICATE_NGRAM), 0
+    for batch in iter_batches(islice(stories, num_stories), _BATCH_STORIES):
+        values = _min_hashes(hasher, batch)
         rows = slice(done, done + len(batch))
         # 16 bits of each value suffice: different ones agree in them once in 65,536 times.
         signatures[rows] = values.astype(np.uint16)
@@ -109,9 +112,9 @@ def find_twins(stories: Iterable[str], num_stories: int) -> Twins:
         done += len(batch)
     first = np.arange(num_stories)
     for band in bands:
-        _join_twins(first, band, signatures)
+        _join_clusters(first, band, signatures)
     first = _find_roots(first)
-    return Twins(first=first, is_exact=(whole == whole[first]) & (first != np.arange(num_stories)))
+    return Duplicates(first=first, is_exact=(whole == whole[first]) & (first != np.arange(num_stories)))
 
 
 class Leaks:
@@ -122,16 +125,16 @@ class Leaks:
     """
 
     def __init__(self, validation: Iterable[str]) -> None:
-        self._hasher = GramHasher(LEAK_GRAM)
-        parts = [_distinct_grams(self._hasher, batch) for batch in _batched(validation)]
-        grams = np.concatenate([grams for grams, _ in parts]) if parts else np.zeros(0, np.uint64)
+        self._hasher = NgramHasher(LEAK_NGRAM)
+        parts = [_distinct_ngrams(self._hasher, batch) for batch in iter_batches(validation, _BATCH_STORIES)]
+        ngrams = np.concatenate([ngrams for ngrams, _ in parts]) if parts else np.zeros(0, np.uint64)
         self._sizes = (
             np.concatenate([np.diff(starts) for _, starts in parts]) if parts else np.zeros(0, np.int64)
         )
         owners = np.repeat(np.arange(len(self._sizes)), self._sizes)
-        order = np.argsort(grams, kind="stable")
-        self._keys, first = np.unique(grams[order], return_index=True)
-        self._first = np.append(first, len(grams))
+        order = np.argsort(ngrams, kind="stable")
+        self._keys, first = np.unique(ngrams[order], return_index=True)
+        self._first = np.append(first, len(ngrams))
         self._owners = owners[order]
         counts = np.diff(self._first)
         is_common = np.repeat(counts > _MAX_COMMON, counts)
@@ -139,7 +142,7 @@ class Leaks:
         self._is_common_key = counts > _MAX_COMMON
         self.leaked = np.zeros(len(self._sizes), dtype=bool)
         """Validation stories that a story of `check` repeats beyond `LEAK_SHARE`, bool (num_stories,)."""
-        # These cannot be found by their rare grams alone.
+        # These cannot be found by their rare n-grams alone.
         self._limit = LEAK_SHARE * self._sizes
         self._common_stories = np.flatnonzero(self._num_common > self._limit)
 
@@ -148,17 +151,17 @@ class Leaks:
 
         -1 for a story that repeats none; of several, the one with the highest index.
         """
-        grams, starts = _distinct_grams(self._hasher, stories)
+        ngrams, starts = _distinct_ngrams(self._hasher, stories)
         owner = np.repeat(np.arange(len(stories)), np.diff(starts))
-        key = np.minimum(np.searchsorted(self._keys, grams), max(len(self._keys) - 1, 0))
-        found = self._keys[key] == grams if len(self._keys) else np.zeros(len(grams), bool)
+        key = np.minimum(np.searchsorted(self._keys, ngrams), max(len(self._keys) - 1, 0))
+        found = self._keys[key] == ngrams if len(self._keys) else np.zeros(len(ngrams), bool)
         key, owner = key[found], owner[found]
         rare = ~self._is_common_key[key]
         pairs = _expand(self._first, self._owners, key[rare], owner[rare])
         code, num_rare = np.unique(pairs[0] * len(self._sizes) + pairs[1], return_counts=True)
-        story, twin = np.divmod(code, max(len(self._sizes), 1))
-        possible = num_rare + self._num_common[twin] > self._limit[twin]
-        candidates = set(zip(story[possible].tolist(), twin[possible].tolist(), strict=True))
+        story, target = np.divmod(code, max(len(self._sizes), 1))
+        possible = num_rare + self._num_common[target] > self._limit[target]
+        candidates = set(zip(story[possible].tolist(), target[possible].tolist(), strict=True))
         candidates |= self._candidates_of_common(key[~rare], owner[~rare])
         leaks = np.full(len(stories), -1)
         for one, other in sorted(candidates):
@@ -168,21 +171,21 @@ class Leaks:
         return leaks
 
     def _candidates_of_common(self, key: np.ndarray, owner: np.ndarray) -> set[tuple[int, int]]:
-        """Return the pairs that share a common gram and whose validation story consists of common grams."""
+        """Return the pairs that share a common n-gram and whose validation story consists of such ones."""
         if not len(self._common_stories):
             return set()
-        story, twin = _expand(self._first, self._owners, key, owner)
-        chosen = np.isin(twin, self._common_stories)
-        return set(zip(story[chosen].tolist(), twin[chosen].tolist(), strict=True))
+        story, target = _expand(self._first, self._owners, key, owner)
+        chosen = np.isin(target, self._common_stories)
+        return set(zip(story[chosen].tolist(), target[chosen].tolist(), strict=True))
 
-    def _num_shared(self, keys: np.ndarray, twin: int) -> int:
-        return sum(twin in self._owners[self._first[key] : self._first[key + 1]] for key in keys.tolist())
+    def _num_shared(self, keys: np.ndarray, target: int) -> int:
+        return sum(target in self._owners[self._first[key] : self._first[key + 1]] for key in keys.tolist())
 
 
-def _distinct_grams(hasher: GramHasher, stories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct grams of each story, sorted, and where each story begins."""
-    grams, starts = hasher.hash_stories(stories)
-    distinct = [np.unique(grams[start:end]) for start, end in pairwise(starts)]
+def _distinct_ngrams(hasher: NgramHasher, stories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct n-grams of each story, sorted, and where each story begins."""
+    ngrams, starts = hasher.hash_stories(stories)
+    distinct = [np.unique(ngrams[start:end]) for start, end in pairwise(starts)]
     sizes = np.array([len(story) for story in distinct], dtype=np.int64)
     flat = np.concatenate(distinct) if distinct else np.zeros(0, np.uint64)
     return flat, np.concatenate([[0], np.cumsum(sizes)])
@@ -191,19 +194,19 @@ def _distinct_grams(hasher: GramHasher, stories: Sequence[str]) -> tuple[np.ndar
 def _expand(
     first: np.ndarray, owners: np.ndarray, key: np.ndarray, story: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return every (story, validation story) that share the gram at `key`, as two int64 arrays."""
+    """Return every (story, validation story) that share the n-gram at `key`, as two int64 arrays."""
     counts = first[key + 1] - first[key]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(story, counts), owners[np.repeat(first[key], counts) + within]
 
 
-def _min_hashes(stories: Sequence[str]) -> np.ndarray:
+def _min_hashes(hasher: NgramHasher, stories: Sequence[str]) -> np.ndarray:
     """Return MinHash values, uint32 (num_stories, 63)."""
     from rensa import RMinHash
 
-    grams, starts = GramHasher(DUPLICATE_GRAM).hash_stories(stories)
+    ngrams, starts = hasher.hash_stories(stories)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        grams, starts.astype(np.uint64), _NUM_HASHES, _SEED
+        ngrams, starts.astype(np.uint64), _NUM_HASHES, _SEED
     )
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
@@ -224,7 +227,7 @@ def _hash_words(story: str) -> int:
     )
 
 
-def _join_twins(first: np.ndarray, band: np.ndarray, signatures: np.ndarray) -> None:
+def _join_clusters(first: np.ndarray, band: np.ndarray, signatures: np.ndarray) -> None:
     """Join the clusters of stories that agree in `band`, if their signatures do.
 
     Each is compared with the first one and with the one before it: all pairs would be quadratic.
@@ -237,8 +240,8 @@ def _join_twins(first: np.ndarray, band: np.ndarray, signatures: np.ndarray) -> 
     later = np.flatnonzero(is_same)
     for partner in (run[later], later - 1):
         one, other = order[partner], order[later]
-        is_twin = _similarity(signatures, one, other) >= DUPLICATE_SIMILARITY
-        for a, b in zip(one[is_twin].tolist(), other[is_twin].tolist(), strict=True):
+        is_near = _similarity(signatures, one, other) >= DUPLICATE_SIMILARITY
+        for a, b in zip(one[is_near].tolist(), other[is_near].tolist(), strict=True):
             roots = sorted((_root(first, a), _root(first, b)))
             first[roots[1]] = roots[0]
 
@@ -263,9 +266,3 @@ def _find_roots(first: np.ndarray) -> np.ndarray:
     while not np.array_equal(roots := first[first], first):
         first = roots
     return first
-
-
-def _batched(stories: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(stories)
-    while batch := list(islice(remaining, _BATCH_STORIES)):
-        yield batch

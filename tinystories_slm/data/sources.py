@@ -32,7 +32,6 @@ from tinystories_slm.data.cleaning import (
     check_rules,
     choose_rules,
 )
-from tinystories_slm.data.cleaning import clean as clean_story
 from tinystories_slm.data.dropped import DroppedStories, DuplicateCounts, drop_repeated
 from tinystories_slm.data.file_formats import END_OF_TEXT, read_parquet
 from tinystories_slm.data.mixture import MixedSplits, PartCounts
@@ -178,7 +177,7 @@ def open_stories(
         UserError: the source does not exist or cannot be read, or there is no such rule.
     """
     check_rules(cleaning)
-    clean = partial(clean_story, rules=cleaning) if cleaning else None
+    clean = Cleaner(cleaning).clean if cleaning else None
 
     def read_stories(name: str) -> Iterator[str]:
         return (story for _, story in _iter_splits(splits, _zero_counts(name), None, 0.0, None, clean))
@@ -212,7 +211,7 @@ def _download(data: DataArgs, folder: Path) -> None:
         raise _missing_split_error(data.source, "train", splits)
     counts = _zero_counts("train", "validation")
     read = partial(_iter_splits, splits, counts, data.validation_split, data.validation_fraction)
-    rules = _choose_rules(data, read)
+    rules = _choose_rules(data, splits)
     with atomic_directory(folder) as unfinished, ExitStack() as files:
         cleaner = Cleaner(rules)
         deduplicates = _is_filtered(data, data.deduplicate)
@@ -245,11 +244,15 @@ def _is_filtered(data: DataArgs, option: bool | None) -> bool:
     return source.is_filtered_by_default if option is None else option
 
 
-def _choose_rules(data: DataArgs, read: Callable[..., Iterator[tuple[str, str]]]) -> list[str]:
+def _choose_rules(data: DataArgs, splits: Splits) -> list[str]:
     """Return the cleaning rules that fit the first stories; none without cleaning."""
     if not _is_filtered(data, data.cleaning):
         return []
-    rules = choose_rules(story for _, story in read(SAMPLE_STORIES))
+    counts = _zero_counts("train", "validation")  # not those of the download, which reads these stories again
+    sample = _iter_splits(
+        splits, counts, data.validation_split, data.validation_fraction, max_stories=SAMPLE_STORIES
+    )
+    rules = choose_rules(story for _, story in sample)
     if left_out := [name for name in RULES if name not in rules]:
         logger.warning(
             "cleaning rules that would drop more than a fifth of the first %d stories are not applied: %s",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.data.batches import iter_batches
 from tinystories_slm.data.file_formats import END_OF_TEXT, first_line
 from tinystories_slm.data.hub import resolve_model_commit
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
@@ -227,7 +228,9 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     words = chain.from_iterable(map(_cut_long_runs, stories))
     _run_interruptibly(
-        lambda stop: bpe.train_from_iterator(takewhile(lambda _: not stop(), _iter_batches(words)), trainer)
+        lambda stop: bpe.train_from_iterator(
+            takewhile(lambda _: not stop(), iter_batches(words, _BATCH_STORIES)), trainer
+        )
     )
     return bpe
 
@@ -361,9 +364,3 @@ def _stride_sample(stories: Iterable[str], total: int, count: int) -> Iterator[s
         if taken < count and index == taken * total // count:
             taken += 1
             yield story
-
-
-def _iter_batches(stories: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(stories)
-    while batch := list(islice(remaining, _BATCH_STORIES)):
-        yield batch

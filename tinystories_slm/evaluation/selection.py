@@ -37,6 +37,8 @@ class StorySelection:
     """Stories that were read; more than `num_split_stories` if the split was held out of them."""
     num_training_stories: int | None
     """Number of `texts` that the model was trained on; None if the training data are unknown."""
+    cleaning: Sequence[str] = ()
+    """Names of the cleaning rules that were applied to the stories, as in the model's last run."""
 
     def record(self) -> dict[str, Any]:
         """Return the fields that the scores contain."""
@@ -46,6 +48,7 @@ class StorySelection:
             "num_split_stories": self.num_split_stories,
             "num_source_stories": self.num_source_stories,
             "num_training_stories": self.num_training_stories,
+            "cleaning": list(self.cleaning),
         }
 
 
@@ -66,12 +69,13 @@ def select_stories(
     """
     has_revisions = find_source(args.data).has_revisions
     same_source = [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
+    cleaning = same_source[-1].cleaning if same_source else ()
     splits = open_stories(
         args.data,
         text_column=args.text_column,
         revision=revision if has_revisions else None,
         subset=args.subset,
-        cleaning=same_source[-1].cleaning if same_source else (),
+        cleaning=cleaning,
     )
     is_default = args.validation_split is None and args.validation_fraction is None
     source_split, split, fraction = _find_split(args, splits, same_source, is_default=is_default)
@@ -103,6 +107,7 @@ def select_stories(
         num_split_stories=num_split,
         num_source_stories=num_source,
         num_training_stories=None if trained_on is None else num_trained,
+        cleaning=cleaning,
     )
 
 

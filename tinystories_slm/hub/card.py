@@ -267,12 +267,12 @@ def _filter_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
             and all(_is_number(count.get(f"num_{name}")) for name in ("changed", "dropped"))
         ]
         facts["cleaning"] = "; ".join(changes) or "no story was changed"
-    numbers = ("num_exact", "num_near", "num_leaks", "num_validation_leaked", "leak_gram", "leak_share")
+    numbers = ("num_exact", "num_near", "num_leaks", "num_validation_leaked", "leak_ngram", "leak_share")
     if isinstance(duplicates, dict) and all(_is_number(duplicates.get(name)) for name in numbers):
         facts["duplicates"] = (
             f"{duplicates['num_exact']:,} exact and {duplicates['num_near']:,} near ones dropped from "
             f"training; {duplicates['num_validation_leaked']:,} validation stories shared more than "
-            f"{duplicates['leak_share']:.0%} of their {duplicates['leak_gram']}-word sequences with a "
+            f"{duplicates['leak_share']:.0%} of their {duplicates['leak_ngram']}-word sequences with a "
             f"training story, none after {duplicates['num_leaks']:,} training stories were dropped"
         )
     return facts

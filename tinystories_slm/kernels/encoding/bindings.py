@@ -36,13 +36,13 @@ class BytePairEncoder:
         vocabulary = model["vocab"]
         letters = byte_letters()
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        self._arrays = [
+        arrays = [
             np.array([vocabulary[letters[byte]] for byte in range(256)], dtype=np.int32),
             np.array([vocabulary[left] for left, _ in pairs], dtype=np.int32),
             np.array([vocabulary[right] for _, right in pairs], dtype=np.int32),
             np.array([vocabulary[left + right] for left, right in pairs], dtype=np.int32),
         ]
-        self._encoder = library.new_encoder(*(array.ctypes.data for array in self._arrays), len(pairs))
+        self._encoder = library.new_encoder(*(array.ctypes.data for array in arrays), len(pairs))
         if not self._encoder:
             raise MemoryError("no memory for the vocabulary")
 
