@@ -21,8 +21,8 @@ import pyarrow as pa
 from harness import ROOT, Stats, fill_table, markdown_table, provenance, run_interleaved, write_result
 from transformers import PreTrainedTokenizerFast
 
-from tinystories_slm.data.file_formats import read_parquet
-from tinystories_slm.data.sources import open_stories
+from tinystories_slm.data.source_stories import open_stories
+from tinystories_slm.data.sources.file_formats import read_parquet
 from tinystories_slm.data.story_encoder import StoryEncoder
 from tinystories_slm.data.tokenizer import encode_stories, train_story_tokenizer
 from tinystories_slm.hardware.host import num_usable_cores

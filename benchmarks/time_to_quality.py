@@ -50,7 +50,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.sources import iter_raw_stories
+from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer
 from tinystories_slm.evaluation.likelihood import metrics_from_sums, score_stories
 from tinystories_slm.model_folder import load_model_folder

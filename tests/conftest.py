@@ -16,8 +16,8 @@ from script_process import run_forked
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.config import RunConfig, parse_config
-from tinystories_slm.data.file_formats import END_OF_TEXT
 from tinystories_slm.data.prepare import prepare_data
+from tinystories_slm.data.sources.file_formats import END_OF_TEXT
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM

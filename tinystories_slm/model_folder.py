@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tinystories_slm.data.hub import resolve_model_commit
+from tinystories_slm.data.sources.hub import resolve_model_commit
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import resolve_device

@@ -7,7 +7,7 @@ import pytest
 
 from tinystories_slm.commands.story_limit import limit_stories
 from tinystories_slm.config import parse_config
-from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.errors import UserError
 
 

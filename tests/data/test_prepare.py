@@ -12,10 +12,10 @@ import pytest
 from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare, sources
+from tinystories_slm.data import prepare, raw_stories
 from tinystories_slm.data.packing import iter_documents
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens, prepare_data
-from tinystories_slm.data.sources import iter_raw_stories
+from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer
 from tinystories_slm.errors import UserError
 
@@ -93,7 +93,7 @@ def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
 
 
 def test_token_files_do_not_depend_on_num_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_ROW_GROUP_STORIES", 10)
+    monkeypatch.setattr(raw_stories, "_ROW_GROUP_STORIES", 10)
     monkeypatch.setattr(prepare, "_MIN_BYTES_PER_WORKER", 1)
     contents = set()
     for num_workers in (1, 2):
@@ -214,7 +214,8 @@ def test_killed_preparation_leaves_no_final_files(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare, sources
+from tinystories_slm.data import prepare
+from tinystories_slm.data import raw_stories
 
 def encode_slowly(self, row_group):
     print("encoding", row_group, flush=True)
@@ -222,7 +223,7 @@ def encode_slowly(self, row_group):
     return encode(self, row_group)
 
 if __name__ == "__main__":
-    sources._ROW_GROUP_STORIES = 3
+    raw_stories._ROW_GROUP_STORIES = 3
     encode = prepare._RowGroupEncoder.__call__
     prepare._RowGroupEncoder.__call__ = encode_slowly
     data = DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2]), seq_len=16, validation_fraction=0.3)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import tokenizer as tokenizer_module
-from tinystories_slm.data.sources import iter_raw_stories
+from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import (
     TokenizerManifest,
     encode_stories,

@@ -9,8 +9,8 @@ from conftest import SHARED, tiny_model
 
 from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs, ExportArgs
-from tinystories_slm.data import builtin, local
-from tinystories_slm.data.sources import in_validation
+from tinystories_slm.data.source_stories import in_validation
+from tinystories_slm.data.sources import builtin, local
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate, format_scores, write_scores
 from tinystories_slm.evaluation.selection import count_training_stories, select_stories

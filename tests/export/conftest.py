@@ -9,7 +9,7 @@ import torch
 from conftest import FAMILIES, tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from tinystories_slm.data.file_formats import END_OF_TEXT
+from tinystories_slm.data.sources.file_formats import END_OF_TEXT
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.export import ExportArgs, export
 from tinystories_slm.model import TinyStoriesForCausalLM

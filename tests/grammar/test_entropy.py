@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_model
 
 from tinystories_slm.config import parse_config
-from tinystories_slm.data.sources import iter_raw_stories
+from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.evaluation.evaluate import score_texts
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.training import train

@@ -2,9 +2,9 @@
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.config.command_args import DownloadArgs
-from tinystories_slm.data.named_sets import format_named_sets
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.sources import RawManifest, download_data, format_filters
+from tinystories_slm.data.raw_stories import RawManifest, download_data, format_filters
+from tinystories_slm.data.sources.named_sets import format_named_sets
 from tinystories_slm.data.tokenizer import TokenizerManifest, train_tokenizer
 
 

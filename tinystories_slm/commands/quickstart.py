@@ -14,8 +14,8 @@ from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.commands.story_limit import limit_stories
 from tinystories_slm.config import DataArgs, RunConfig
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import iter_raw_stories
+from tinystories_slm.data.raw_stories import iter_raw_stories
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_texts, write_scores
 from tinystories_slm.evaluation.selection import count_training_stories

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.source_registry import find_source
+from tinystories_slm.data.sources.registry import find_source
 
 # Folders of configs/quickstart.yaml, and the default without it.
 _BUILTIN_DATA_DIR = Path("data/builtin")

@@ -5,8 +5,8 @@ import logging
 from dataclasses import replace
 
 from tinystories_slm.config import DataArgs, RunConfig
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import open_stories
+from tinystories_slm.data.source_stories import open_stories
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)

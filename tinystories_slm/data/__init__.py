@@ -1,1 +1,1 @@
-"""Data pipeline: download stories (`sources`), train a `tokenizer`, `prepare` token files, pack windows."""
+"""Data pipeline: sources, filters, raw stories on disk, tokenizer, token files (`prepare`), packing."""

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.cleaning import RuleCounts
-from tinystories_slm.data.dropped import DuplicateCounts
-from tinystories_slm.data.mixture import PartCounts
+from tinystories_slm.data.filters.cleaning import RuleCounts
+from tinystories_slm.data.filters.dropped import DuplicateCounts
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
-from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.raw_stories import RawManifest, download_data
+from tinystories_slm.data.sources.mixture import PartCounts
 from tinystories_slm.data.story_encoder import StoryEncoder
 from tinystories_slm.data.tokenizer import TokenizerManifest, load_tokenizer, train_tokenizer
 from tinystories_slm.errors import UserError

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.data.sources.registry import find_recorded_source
 from tinystories_slm.errors import UserError
 
 _COMPARED = ("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories")

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.batches import iter_batches
-from tinystories_slm.data.file_formats import END_OF_TEXT, first_line
-from tinystories_slm.data.hub import resolve_model_commit
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
-from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.data.sources.file_formats import END_OF_TEXT, first_line
+from tinystories_slm.data.sources.hub import resolve_model_commit
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha256
 from tinystories_slm.io.file_errors import check_regular_files, expand_user

@@ -10,8 +10,8 @@ import torch
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.prepare import Manifest, ensure_prepared
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import open_stories
+from tinystories_slm.data.source_stories import open_stories
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.doctor.diagnostic import Diagnostic
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.units import format_bytes

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.mixture import MixtureSource
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import resolve_revision
+from tinystories_slm.data.source_stories import resolve_revision
+from tinystories_slm.data.sources.mixture import MixtureSource
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.data.tokenizer import count_lost_bytes, encode_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.likelihood import score_stories

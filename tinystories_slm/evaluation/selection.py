@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import in_validation, needs_holdout, open_stories
+from tinystories_slm.data.source_stories import in_validation, needs_holdout, open_stories
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run
 

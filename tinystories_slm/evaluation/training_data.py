@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-from tinystories_slm.data.mixture import MixtureSource
 from tinystories_slm.data.provenance import Provenance
-from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.data.sources.mixture import MixtureSource
+from tinystories_slm.data.sources.registry import find_recorded_source
 from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.runs.run_dir import RunDir
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.file_formats import first_line
-from tinystories_slm.data.source_registry import find_recorded_source
+from tinystories_slm.data.sources.file_formats import first_line
+from tinystories_slm.data.sources.registry import find_recorded_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.evaluation.selection import WHOLE

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.config import DataArgs, ModelArgs, RunConfig, TokenizerArgs, TrainArgs, to_dict
-from tinystories_slm.data.source_registry import find_recorded_source
-from tinystories_slm.data.story_source import StorySource
+from tinystories_slm.data.sources.registry import find_recorded_source
+from tinystories_slm.data.sources.story_source import StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import check_regular_files
 from tinystories_slm.model_folder import MODEL_SUFFIXES

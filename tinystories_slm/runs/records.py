@@ -9,7 +9,7 @@ from typing import Any
 
 from tinystories_slm import grammar
 from tinystories_slm.data.prepare import Manifest
-from tinystories_slm.data.source_registry import find_source
+from tinystories_slm.data.sources.registry import find_source
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from hub.conftest import hub_connection
 from hub.loopback import File, LoopbackHub
 
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import hub as hub_module
-from tinystories_slm.data.source_registry import find_source
-from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories, load_stories
+from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.data.source_stories import load_stories
+from tinystories_slm.data.sources import hub as hub_module
+from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.errors import UserError
 
 PARAGRAPHS = [f"Tom saw {n} foxes.\n\nThey ran.\nTom ran, too." for n in range(40)]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from tinystories_slm.data.file_formats import END_OF_TEXT
+from tinystories_slm.data.sources.file_formats import END_OF_TEXT
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import lzma
 import subprocess
 import sys
 import tarfile
@@ -21,50 +20,18 @@ from conftest import SHARED
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from story_files import compress, write_jsonl, write_parquet, write_text
 
 from tinystories_slm import grammar
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import hub as hub_module
-from tinystories_slm.data.folder_names import folder_name
-from tinystories_slm.data.sources import (
-    RawManifest,
-    download_data,
-    in_validation,
-    iter_raw_stories,
-    load_stories,
-    resolve_revision,
-)
+from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.data.source_stories import in_validation, load_stories, resolve_revision
+from tinystories_slm.data.sources import hub as hub_module
+from tinystories_slm.data.sources.folder_names import folder_name
 from tinystories_slm.errors import UserError
 
 STORIES = ["Tom ran.", "x", "Zoë saw a 🦊.\n\nIt hid.", "  Sue sat. ", "Tom ran."]
 SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def write_parquet(path: Path, stories: list[str | None], column: str = "text") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"id": range(len(stories)), column: pa.array(stories, pa.string())}), path)
-    return path
-
-
-def write_jsonl(path: Path, stories: list[str | None], key: str = "text") -> Path:
-    path.write_text("".join(json.dumps({"id": 1, key: story}) + "\n" for story in stories), encoding="utf-8")
-    return path
-
-
-def write_text(path: Path, stories: list[str]) -> Path:
-    path.write_text("".join(f"{story}\n<|endoftext|>\n" for story in stories), encoding="utf-8")
-    return path
-
-
-def compress(path: Path, suffix: str) -> Path:
-    compressed = path.with_name(path.name + suffix)
-    if suffix == ".zst":
-        with pa.CompressedOutputStream(compressed, "zstd") as file:
-            file.write(path.read_bytes())
-    else:
-        compress = {".gz": gzip.compress, ".xz": lzma.compress}[suffix]
-        compressed.write_bytes(compress(path.read_bytes()))
-    return compressed
 
 
 def load_split(source: Path | str, split: str = "train", **options: object) -> list[str]:
@@ -415,7 +382,8 @@ def test_killed_download_leaves_no_final_files(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import file_formats, sources
+from tinystories_slm.data.sources import file_formats
+from tinystories_slm.data import raw_stories
 
 def read_forever(path, text_column):
     print("reading", flush=True)
@@ -424,7 +392,7 @@ def read_forever(path, text_column):
         yield "One more sentence of an endless file. " * 1000
 
 file_formats.READERS[".txt"] = read_forever
-sources.download_data(DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2])))
+raw_stories.download_data(DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2])))
 """
     command = [sys.executable, "-c", program, str(source), str(args.data_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -10,31 +10,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from story_files import write_jsonl
 
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import DataArgs, RunConfig, load_config, parse_config, save_config
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.mixture import MixedSplits, MixtureSource
 from tinystories_slm.data.provenance import Provenance
-from tinystories_slm.data.source_registry import find_recorded_source, find_source
-from tinystories_slm.data.sources import (
-    RawManifest,
-    check_apart,
-    download_data,
-    in_validation,
-    iter_raw_stories,
-    load_stories,
-    resolve_revision,
-)
-from tinystories_slm.data.story_source import Splits
+from tinystories_slm.data.raw_stories import RawManifest, check_apart, download_data, iter_raw_stories
+from tinystories_slm.data.source_stories import in_validation, load_stories, resolve_revision
+from tinystories_slm.data.sources.mixture import MixedSplits, MixtureSource
+from tinystories_slm.data.sources.registry import find_recorded_source, find_source
+from tinystories_slm.data.sources.story_source import Splits
 from tinystories_slm.doctor.resources import check_data
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run
 from tinystories_slm.hub.card import _source_link
 from tinystories_slm.hub.published_run import redact_paths
-
-from .test_sources import write_jsonl
 
 
 def write_part(folder: Path, name: str, num_train: int, num_validation: int = 0) -> Path:

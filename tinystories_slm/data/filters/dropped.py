@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tinystories_slm.data import duplicates as near
 from tinystories_slm.data.batches import iter_batches
-from tinystories_slm.data.duplicates import Leaks, find_duplicates
+from tinystories_slm.data.filters import duplicates as near
+from tinystories_slm.data.filters.duplicates import Leaks, find_duplicates
 
 _BATCH_STORIES = 4096
 _SCHEMA = pa.schema({"text": pa.string(), "rule": pa.string(), "row": pa.int64()})

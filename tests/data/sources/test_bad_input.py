@@ -12,13 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from story_files import write_jsonl, write_parquet, write_text
 
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import file_formats
-from tinystories_slm.data.sources import download_data
+from tinystories_slm.data.raw_stories import download_data
+from tinystories_slm.data.sources import file_formats
 from tinystories_slm.errors import UserError
-
-from .test_sources import write_jsonl, write_parquet, write_text
 
 MIB = 2**20
 

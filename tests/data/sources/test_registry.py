@@ -1,10 +1,10 @@
 import pytest
 
 from tinystories_slm import grammar
-from tinystories_slm.data.builtin import BuiltinSource
-from tinystories_slm.data.hub import HubSource
-from tinystories_slm.data.local import LocalSource
-from tinystories_slm.data.source_registry import find_recorded_source, find_source
+from tinystories_slm.data.sources.builtin import BuiltinSource
+from tinystories_slm.data.sources.hub import HubSource
+from tinystories_slm.data.sources.local import LocalSource
+from tinystories_slm.data.sources.registry import find_recorded_source, find_source
 
 COMMIT, CHECKSUM = "f54c09fd" * 5, f"sha256:{'0' * 64}"
 TINY = "roneneldan/TinyStories"

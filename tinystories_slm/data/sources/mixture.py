@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from tinystories_slm.config.mixture import MixturePart, format_mixture, parse_mixture
-from tinystories_slm.data import folder_names
-from tinystories_slm.data.story_source import Splits, StorySource
+from tinystories_slm.data.sources import folder_names
+from tinystories_slm.data.sources.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class MixtureSource(StorySource):
     @property
     def sources(self) -> list[StorySource]:
         """The source of each part."""
-        from tinystories_slm.data.source_registry import find_source  # which imports this module
+        from tinystories_slm.data.sources.registry import find_source  # which imports this module
 
         return [find_source(part.name, part.subset) for part in self.parts]
 

@@ -1,11 +1,11 @@
 """Registry of the sources of stories, and the choice of the entry for a value of `data.source`."""
 
-from tinystories_slm.data.builtin import BuiltinSource
-from tinystories_slm.data.hub import HubSource
-from tinystories_slm.data.local import LocalSource
-from tinystories_slm.data.mixture import MixtureSource
-from tinystories_slm.data.named_source import NamedSource
-from tinystories_slm.data.story_source import StorySource
+from tinystories_slm.data.sources.builtin import BuiltinSource
+from tinystories_slm.data.sources.hub import HubSource
+from tinystories_slm.data.sources.local import LocalSource
+from tinystories_slm.data.sources.mixture import MixtureSource
+from tinystories_slm.data.sources.named_source import NamedSource
+from tinystories_slm.data.sources.story_source import StorySource
 
 SOURCES: dict[str, type[StorySource]] = {
     "hub": HubSource,

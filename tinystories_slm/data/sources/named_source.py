@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import chain, islice
 
-from tinystories_slm.data import hub, local
-from tinystories_slm.data.file_formats import read_archive
-from tinystories_slm.data.named_sets import NAMED_SETS, NamedSet, StoryFiles
-from tinystories_slm.data.selection import match_paths, matches_any
-from tinystories_slm.data.separators import log_separators
-from tinystories_slm.data.story_source import Splits, StorySource
+from tinystories_slm.data.sources import hub, local
+from tinystories_slm.data.sources.file_formats import read_archive
+from tinystories_slm.data.sources.named_sets import NAMED_SETS, NamedSet, StoryFiles
+from tinystories_slm.data.sources.selection import match_paths, matches_any
+from tinystories_slm.data.sources.separators import log_separators
+from tinystories_slm.data.sources.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 
 

@@ -14,9 +14,10 @@ from hub.loopback import Commit, File, LoopbackHub
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data.named_sets import NAMED_SETS, suggest_name
-from tinystories_slm.data.source_registry import find_recorded_source, find_source
-from tinystories_slm.data.sources import RawManifest, download_data, iter_raw_stories, load_stories
+from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
+from tinystories_slm.data.source_stories import load_stories
+from tinystories_slm.data.sources.named_sets import NAMED_SETS, suggest_name
+from tinystories_slm.data.sources.registry import find_recorded_source, find_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData
 

@@ -1,4 +1,4 @@
-"""Base class of the sources of stories: `source_registry.SOURCES` has an entry for each kind."""
+"""Base class of the sources of stories: `registry.SOURCES` has an entry for each kind."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from tinystories_slm.data import folder_names
+from tinystories_slm.data.sources import folder_names
 from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)

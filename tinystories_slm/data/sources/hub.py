@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from huggingface_hub import DatasetInfo, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tinystories_slm.data import local
-from tinystories_slm.data.file_formats import first_line, format_of, reject_lines
-from tinystories_slm.data.named_sets import NAMED_SETS, suggest_name
-from tinystories_slm.data.selection import select_files, several_subsets_error, story_files
-from tinystories_slm.data.separators import log_separators
-from tinystories_slm.data.story_source import Splits, StorySource
+from tinystories_slm.data.sources import local
+from tinystories_slm.data.sources.file_formats import first_line, format_of, reject_lines
+from tinystories_slm.data.sources.named_sets import NAMED_SETS, suggest_name
+from tinystories_slm.data.sources.selection import select_files, several_subsets_error, story_files
+from tinystories_slm.data.sources.separators import log_separators
+from tinystories_slm.data.sources.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 
 if TYPE_CHECKING:

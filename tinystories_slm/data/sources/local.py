@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 from huggingface_hub import metadata_load
 
-from tinystories_slm.data.file_formats import (
+from tinystories_slm.data.sources.file_formats import (
     KNOWN_FORMATS,
     READERS,
     format_of,
@@ -19,9 +19,9 @@ from tinystories_slm.data.file_formats import (
     read_archive,
     read_file,
 )
-from tinystories_slm.data.selection import Config, group_by_split, select_files, visible
-from tinystories_slm.data.separators import log_separators
-from tinystories_slm.data.story_source import Splits, StorySource
+from tinystories_slm.data.sources.selection import Config, group_by_split, select_files, visible
+from tinystories_slm.data.sources.separators import log_separators
+from tinystories_slm.data.sources.story_source import Splits, StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.io.file_errors import expand_user

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.config.command_args import EvaluateArgs
-from tinystories_slm.data.cleaning import RULES, Cleaner, choose_rules
-from tinystories_slm.data.file_formats import read_parquet
+from tinystories_slm.data.filters.cleaning import RULES, Cleaner, choose_rules
 from tinystories_slm.data.prepare import prepare_data
-from tinystories_slm.data.sources import RawManifest, download_data, in_validation, open_stories
+from tinystories_slm.data.raw_stories import RawManifest, download_data
+from tinystories_slm.data.source_stories import in_validation, open_stories
+from tinystories_slm.data.sources.file_formats import read_parquet
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.selection import select_stories
 from tinystories_slm.evaluation.training_data import TrainingData

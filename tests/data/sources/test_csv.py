@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from story_files import compress, write_jsonl
 
-from tinystories_slm.data.file_formats import read_csv
-from tinystories_slm.data.sources import load_stories
+from tinystories_slm.data.source_stories import load_stories
+from tinystories_slm.data.sources.file_formats import read_csv
 from tinystories_slm.errors import UserError
-
-from .test_sources import compress, write_jsonl
 
 STORIES = ['Tom said "hi", twice.', "Zoë saw a 🦊.\n\nIt hid.", "a\u2028b,c\td", "x" * 200_000]
 

@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs
-from tinystories_slm.data import duplicates
-from tinystories_slm.data.duplicates import LEAK_NGRAM, LEAK_SHARE, Leaks, NgramHasher, find_duplicates
-from tinystories_slm.data.file_formats import read_parquet
-from tinystories_slm.data.sources import RawManifest, download_data
+from tinystories_slm.data.filters import duplicates
+from tinystories_slm.data.filters.duplicates import (
+    LEAK_NGRAM,
+    LEAK_SHARE,
+    Leaks,
+    NgramHasher,
+    find_duplicates,
+)
+from tinystories_slm.data.raw_stories import RawManifest, download_data
+from tinystories_slm.data.sources.file_formats import read_parquet
 
 VOCABULARY = [f"word{number}" for number in range(3000)]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any, TypeVar
 
-from tinystories_slm.data.file_formats import KNOWN_FORMATS, READERS, format_of
+from tinystories_slm.data.sources.file_formats import KNOWN_FORMATS, READERS, format_of
 from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)

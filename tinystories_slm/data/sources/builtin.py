@@ -3,7 +3,7 @@
 from functools import partial
 
 from tinystories_slm import grammar
-from tinystories_slm.data.story_source import Splits, StorySource
+from tinystories_slm.data.sources.story_source import Splits, StorySource
 
 BUILTIN = "builtin"
 """Value of `data.source` for the built-in corpus."""

@@ -1,0 +1,1 @@
+"""Filters of raw stories: cleaning rules, duplicates and leaks, and the record of what they drop."""
