@@ -1,8 +1,11 @@
-"""Compare training recipes at equal wall-clock time: each variant and the base, one core each, several seeds.
+"""Compare training recipes at equal wall-clock time or equal steps, one core a run, several seeds.
 
     python benchmarks/sweep.py --data PATH --minutes 3
+    python benchmarks/sweep.py --data PATH --steps 400 --name packing --variants benchmarks/packing.yaml \
+        --cores 0 1 0 1 0 1
 
-benchmarks/sweep.yaml lists the variants. A run is scripts/train.py in a separate process on one core with one
+benchmarks/sweep.yaml lists the variants. A core that `--cores` repeats has several runs at a time: with
+`--steps` their speed does not matter. A run is scripts/train.py in a separate process on one core with one
 thread. A variant always trains at the same time as a run of the base with the same seed, so that both see the
 same load; the result is their difference. Data are prepared before and cost no time. Each run's last/ is
 scored on the same held-out stories by scripts/evaluate.py. benchmarks/results/NAME.json is written after
@@ -41,10 +44,8 @@ from tinystories_slm.config import parse_config
 from tinystories_slm.runs.records import read_metrics
 
 PAGE = ROOT / "docs" / "recipe.md"
-# The clock ends a run.
 LIMITS = {
     **ONLY_TRAINING,
-    "train.max_steps": 1_000_000,
     "train.eval_stories": 16,
     "train.log_every": 20,
     "train.resume": "never",
@@ -76,7 +77,9 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="source of stories, as data.source")
-    parser.add_argument("--minutes", type=float, required=True, help="length of a run, as train.max_minutes")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=float, help="length of a run, as train.max_minutes")
+    length.add_argument("--steps", type=int, help="length of a run, as train.max_steps")
     parser.add_argument("--name", default="recipe", help="name of the result file and of the table")
     parser.add_argument("--variants", type=Path, default=ROOT / "benchmarks" / "sweep.yaml")
     parser.add_argument(
@@ -136,7 +139,8 @@ def _run_pairs(
 
 
 def _train_command(args: argparse.Namespace, flags: Flags, run_dir: Path, seed: int) -> list[str]:
-    flags = {**flags, **LIMITS, "train.max_minutes": args.minutes, "train.seed": seed, "output_dir": run_dir}
+    length = {"train.max_steps": args.steps or 1_000_000, "train.max_minutes": args.minutes}
+    flags = {**flags, **LIMITS, **length, "train.seed": seed, "output_dir": run_dir}
     argv = to_flags({**flags, "data.source": args.data})
     config = parse_config(argv)
     # One folder per way to tokenize the stories.
@@ -219,11 +223,11 @@ def _load_result(args: argparse.Namespace, base: Flags) -> dict:
     Raises:
         SystemExit: the file has results of another protocol.
     """
-    protocol = {"base": dict(base), "minutes": args.minutes, "stories": args.stories}
+    protocol = {"base": dict(base), "minutes": args.minutes, "steps": args.steps, "stories": args.stories}
     result = read_result(args.name)
     if not result:
         return {**provenance(), **protocol, "pairs": []}
-    found = {name: result[name] for name in protocol}
+    found = {name: result.get(name) for name in protocol}
     if found != protocol:
         path = RESULTS / f"{args.name}.json"
         sys.exit(f"error: {path} has results of {found}, not of {protocol}; use another --name")

@@ -93,7 +93,7 @@ def test_labels_of_unequal_number_are_weighted_by_token(tiny_run, restored_regis
     from tinystories_slm.training.loop import train
 
     class Unequal(ContiguousPacking):
-        def labels(self, input_ids: np.ndarray) -> np.ndarray:
+        def labels(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
             labels = input_ids.copy()
             labels[::2, 3:] = IGNORED_LABEL
             return labels
@@ -117,7 +117,7 @@ def test_labels_of_unequal_number_are_weighted_by_token(tiny_run, restored_regis
     ("find", "message"),
     [
         (optimizer_spec, r"train.optimizer \(x\): must be one of adamw, muon"),
-        (packing_class, r"data.packing \(x\): must be one of contiguous, document"),
+        (packing_class, r"data.packing \(x\): must be one of contiguous, document, best_fit"),
         (retention_rule, r"train.retention \(x\): must be one of newest, all, powers_of_two"),
         (
             lambda name: parse_task_names(f"ended,{name}", "train.eval_tasks"),

@@ -8,13 +8,19 @@ from harness import to_flags
 
 from tinystories_slm.config import parse_config
 
-SPEC = yaml.safe_load((ROOT / "benchmarks" / "sweep.yaml").read_text(encoding="utf-8"))
+SPECS = {
+    name: yaml.safe_load((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))
+    for name in ("sweep.yaml", "packing.yaml")
+}
 
 
-@pytest.mark.parametrize("name", ["base", *SPEC["variants"]])
-def test_variant_is_valid_and_differs_from_the_base(name):
-    base = {"config": str(ROOT / SPEC["base"]["config"]), **(SPEC["base"].get("flags") or {})}
-    flags = SPEC["variants"].get(name, {})
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for file, spec in SPECS.items() for name in ("base", *spec["variants"])]
+)
+def test_variant_is_valid_and_differs_from_the_base(file, name):
+    spec = SPECS[file]
+    base = {"config": str(ROOT / spec["base"]["config"]), **(spec["base"].get("flags") or {})}
+    flags = spec["variants"].get(name, {})
     base_config, config = (parse_config(to_flags(options)) for options in (base, base | flags))
 
     assert (config == base_config) == (name in ("base", "base again"))

@@ -78,6 +78,73 @@ def test_fused_bfloat16_gradients_are_as_exact_as_torchs(overrides):
     assert loss == pytest.approx(loss_and_gradients(plain, batch())[0], rel=0.01)
 
 
+def story_positions(lengths: list[list[int]]) -> torch.Tensor:
+    """Positions that restart with each story; one list of lengths per sequence."""
+    return torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+
+
+def attends_through_kernels(monkeypatch, fused, **kwargs) -> bool:
+    """Whether every layer of a forward and backward pass uses the kernels."""
+    calls = []
+    apply = layers.Block.apply
+    monkeypatch.setattr(layers.Block, "apply", lambda *args: calls.append(1) or apply(*args))
+    loss_and_gradients(fused, batch(), **kwargs)
+    monkeypatch.undo()
+    return len(calls) == len(fused.model.layers)
+
+
+@pytest.mark.parametrize("overrides", SUPPORTED.values(), ids=SUPPORTED.keys())
+def test_fused_gradients_of_packed_stories(overrides, monkeypatch):
+    plain, fused = model_pair(**overrides)
+    # Stories end within a block of queries, at its edge, and after a single token.
+    packed = {"position_ids": story_positions([[100, 28, 1, 171], [257, 43]])}
+    expected, gradients = loss_and_gradients(plain, batch(), **packed)
+    loss, fused_gradients = loss_and_gradients(fused, batch(), **packed)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert (fused_gradients - gradients).norm() < 1e-5 * gradients.norm()
+    unpacked, _ = loss_and_gradients(plain, batch())
+    assert abs(expected - unpacked) > 1e-4  # the stories matter
+    assert attends_through_kernels(monkeypatch, fused, **packed)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_fused_gradients_with_positions_of_each_sequence(bf16, monkeypatch):
+    plain, fused = model_pair(family="llama", qk_norm=True)
+    positions = torch.arange(T).expand(2, -1) + torch.tensor([[0], [40]])
+    expected, gradients = loss_and_gradients(plain, batch(), bf16=bf16, position_ids=positions)
+    loss, fused_gradients = loss_and_gradients(fused, batch(), bf16=bf16, position_ids=positions)
+    assert loss == pytest.approx(expected, rel=0.01 if bf16 else 1e-6)
+    assert (fused_gradients - gradients).norm() < (0.1 if bf16 else 1e-5) * gradients.norm()
+    assert attends_through_kernels(monkeypatch, fused, position_ids=positions)
+
+
+def test_dense_mask_that_is_no_story_mask_uses_the_unfused_layer(monkeypatch):
+    plain, fused = model_pair(family="llama")
+    mask = torch.ones(T, T).tril().bool()
+    mask[200:, 50] = False  # a hole
+    mask = mask.expand(2, 1, T, T)
+    expected, gradients = loss_and_gradients(plain, batch(), attention_mask=mask)
+    loss, fused_gradients = loss_and_gradients(fused, batch(), attention_mask=mask)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert (fused_gradients - gradients).norm() < 1e-5 * gradients.norm()
+    assert not attends_through_kernels(monkeypatch, fused, attention_mask=mask)
+
+
+def test_matmul_attention_of_packed_stories():
+    plain = tiny_model(family="llama", max_position_embeddings=T, attn_implementation="eager").train()
+    packed = {"position_ids": story_positions([[130, 170], [1, 299]])}
+    matmul = copy.deepcopy(plain)
+    matmul.set_attn_implementation(MATMUL)
+    expected, gradients = loss_and_gradients(plain, batch(), **packed)
+    loss, matmul_gradients = loss_and_gradients(matmul, batch(), **packed)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert (matmul_gradients - gradients).norm() < 1e-5 * gradients.norm()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            matmul.eval()(batch(), **packed).logits, plain.eval()(batch(), **packed).logits
+        )
+
+
 @given(length=st.integers(2, 40), batch_size=st.integers(1, 3), family=st.sampled_from(["gpt2", "llama"]))
 def test_fused_model_handles_any_sequence_length(length, batch_size, family):
     plain, fused = model_pair(family=family)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tinystories_slm.config import TrainArgs
 from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.data.packing import Batch
 from tinystories_slm.doctor import numerics
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.likelihood import score_stories
@@ -51,7 +52,8 @@ def wrong_product(model) -> None:
 def test_training_on_mps_starts_only_if_it_computes_what_the_cpu_does(copies, caplog):
     model = tiny_model(dropout=0.1).train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    dataset = SimpleNamespace(batch=lambda step, batch_size: IDS[:batch_size].numpy())
+    ids = IDS.numpy()
+    dataset = SimpleNamespace(batch=lambda step, batch_size: Batch(ids[:batch_size], ids[:batch_size]))
     copies["change"] = lambda model: None
     state = torch.get_rng_state()
     check_device(model, dataset, MPS, "no")

@@ -13,6 +13,7 @@ from tinystories_slm.config import load_config
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.runs.records import read_metrics
 from tinystories_slm.training import is_finished, loop, train
+from tinystories_slm.training import run as run_module
 from tinystories_slm.training.checkpoints import checkpoints, read_progress
 from tinystories_slm.training.loop import train_step
 from tinystories_slm.training.run import TrainingRun, start_run
@@ -92,6 +93,35 @@ def test_best_of_an_earlier_version_is_scored_again_with_the_same_loss(tiny_run)
         loop.evaluate(run)
     assert run.progress.best_loss == pytest.approx(best_loss, rel=1e-6)
     assert best_loss == read_series(run_dir, "val/loss")[run.progress.best_step]
+
+
+def test_checkpoint_of_another_window_order_is_resumed_with_a_warning(tiny_run, monkeypatch, caplog):
+    flags = ("--train.max_steps", "8")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "ORDER_VERSION", 1)
+        run_dir = train(tiny_run(*flags))
+    assert read_progress(run_dir / "checkpoints" / "step_000008").window_order == 1
+    with closing(start_run(tiny_run(*flags))) as run:
+        assert run.progress.window_order == 2
+    assert caplog.text.count("another order of the training windows") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "ORDER_VERSION", 1)
+        with closing(start_run(tiny_run(*flags))):
+            pass
+    assert caplog.text.count("another order of the training windows") == 1
+
+
+@pytest.mark.parametrize("packing", ["contiguous", "best_fit"])
+def test_masked_stories_train_with_any_micro_batch(tiny_run, packing):
+    flags = ("--data.packing", packing, "--data.mask_across_stories", "true", "--train.batch_size", "8")
+    losses = [
+        read_series(train(tiny_run(*flags, "--train.per_device_batch_size", rows, name=rows)), "train/loss")
+        for rows in ("8", "1")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    plain = read_series(train(tiny_run(*flags[:2], "--train.batch_size", "8", name="plain")), "train/loss")
+    if packing == "contiguous":  # stories are longer than half a window: in best_fit each has its own
+        assert abs(losses[0][12] - plain[12]) > 1e-4
 
 
 def test_gradient_accumulation_keeps_the_losses(tiny_run):

@@ -55,6 +55,10 @@ VARIANTS = {
         *("--model.family", "llama", "--model.qk_norm", "true", "--model.dropout", "0.1"),
     ),
     "EMA": (*("--train.ema_decay", "0.9", "--model.dropout", "0.1"), *("--train.save_every", "9")),
+    "best fit, masked": (
+        *("--data.packing", "best_fit", "--data.mask_across_stories", "true"),
+        *("--model.family", "llama", "--train.per_device_batch_size", "2"),
+    ),
     "compiled": ("--train.compile", "true", "--model.dropout", "0.1"),
     "compiled, bf16": ("--train.compile", "true", "--train.mixed_precision", "bf16"),
 }

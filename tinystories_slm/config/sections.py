@@ -52,7 +52,10 @@ class DataArgs:
     """Tokens in a training window."""
     packing: str = "contiguous"
     """`contiguous`: windows tile the token stream; `document`: each opens with a story (a story past
-    `seq_len` opens several) and, seven times in eight, the end-of-text token before it."""
+    `seq_len` opens several) and, seven times in eight, the end-of-text token before it; `best_fit`: whole
+    stories share windows, which are padded."""
+    mask_across_stories: bool = False
+    """Whether a token attends only to its own story, and positions restart with each story."""
     max_stories: int | None = None
     """Number of training stories, the first ones, before a validation split is cut; null for all (`builtin`:
     40,000)."""
@@ -62,7 +65,7 @@ class DataArgs:
     validation_fraction: float = 0.05
     """Share of the training stories that is held out, chosen by a hash of each story's text."""
     cleaning: bool | None = None
-    """Repair stories, and drop faulty ones, by the rules of docs/data_cleaning.md; null: for named sets."""
+    """Repair stories, and drop faulty ones, by the rules of docs/data.md; null: for named sets."""
     deduplicate: bool | None = None
     """Drop near duplicates within training, and training stories that repeat validation stories; null: for
     named sets."""

@@ -1,5 +1,7 @@
 """Causal attention by plain matrix products, block by block: the fastest to train with on a CPU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -18,8 +20,13 @@ QUERY_BLOCK = 128
 """Queries in a block; a block skips the keys after its last query."""
 
 
-def choose_attention(device: torch.device, seq_len: int) -> str:
-    """Return the `attn_implementation` that trains fastest on sequences of `seq_len` tokens."""
+def choose_attention(device: torch.device, seq_len: int, *, mask_across_stories: bool = False) -> str:
+    """Return the `attn_implementation` that trains fastest on sequences of `seq_len` tokens.
+
+    With `mask_across_stories` on CUDA, `flex_attention` needs no dense mask (T x T per sequence).
+    """
+    if device.type == "cuda" and mask_across_stories:
+        return "flex_attention"
     return MATMUL if device.type == "cpu" and seq_len <= _MAX_SEQ_LEN else "sdpa"
 
 
@@ -42,9 +49,12 @@ def matmul_attention_forward(
 
     query (B, H, T, D), key and value (B, K, T, D) to (B, T, H, D). The product adds the mask, and softmax
     reads and writes the dtype of the query and sums in float32: two passes over the scores.
+    `attention_mask` may be the result of `causal_or_story_mask`.
     """
     B, H, T, D = query.shape
-    if attention_mask is not None or key.shape[2] != T or kwargs.get("is_causal") is False:
+    first_keys = attention_mask if is_first_keys(attention_mask) else None
+    is_unsupported = attention_mask is not first_keys or kwargs.get("is_causal") is False
+    if is_unsupported or key.shape[2] != T:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -56,9 +66,35 @@ def matmul_attention_forward(
     for start, end in query_blocks(T):
         masked = query.new_full((end - start, end), float("-inf")).triu(start + 1)
         scores = torch.baddbmm(masked, query[:, start:end], key[:, :, :end])  # (B H, end - start, end)
+        if first_keys is not None:
+            is_before = torch.arange(end) < first_keys[:, start:end, None]  # (B, end - start, end)
+            scores.view(B, H, *is_before.shape[1:]).masked_fill_(is_before[:, None], float("-inf"))
         weights = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
         outputs.append(weights @ value[:, :end])
     return torch.cat(outputs, dim=1).view(B, H, T, D).transpose(1, 2), None
+
+
+def causal_or_story_mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """Return the mask of `matmul` attention; the arguments are those of transformers' `sdpa_mask`.
+
+    Returns:
+        None for a causal mask; for packed stories the first key of each query, int64 (B, T); a dense mask
+        (B, 1, T, S) otherwise.
+    """
+    mask = sdpa_mask(attention_mask=attention_mask, **options)
+    if mask is None or attention_mask is not None or torch.compiler.is_compiling():
+        return mask
+    first_keys = mask[:, 0].int().argmax(dim=-1)  # (B, T)
+    keys = torch.arange(mask.shape[3], device=mask.device)
+    in_story = (keys >= first_keys[..., None]) & (
+        keys <= torch.arange(mask.shape[2], device=mask.device)[:, None]
+    )
+    return first_keys if torch.equal(mask[:, 0], in_story) and mask.shape[2] == mask.shape[3] else mask
+
+
+def is_first_keys(attention_mask: Tensor | None) -> bool:
+    """Whether `attention_mask` is the first key of each query, from `causal_or_story_mask`."""
+    return attention_mask is not None and attention_mask.ndim == 2
 
 
 def attention_bytes_per_token(
@@ -94,4 +130,4 @@ def mean_attended_keys(seq_len: int) -> float:
 
 
 AttentionInterface.register(MATMUL, matmul_attention_forward)
-AttentionMaskInterface.register(MATMUL, sdpa_mask)
+AttentionMaskInterface.register(MATMUL, causal_or_story_mask)

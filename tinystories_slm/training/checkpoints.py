@@ -60,6 +60,8 @@ class TrainState:
     """Duration of the last save; in a checkpoint, of the save before it."""
     time_fraction: float = 0.0
     """Used share of the time after the warm-up; 0 without a time limit."""
+    window_order: int = 1
+    """`packing.ORDER_VERSION` of the batches; 1 in checkpoints of earlier versions."""
     unlogged_losses: list[float] = field(default_factory=list)
     """Losses of the steps since the last line of metrics.jsonl, averaged over all processes."""
 

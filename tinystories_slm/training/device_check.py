@@ -57,7 +57,7 @@ def check_device(
     """
     if device.type != "mps":
         return
-    input_ids = torch.from_numpy(dataset.batch(0, _NUM_SEQUENCES))
+    input_ids = torch.from_numpy(dataset.batch(0, _NUM_SEQUENCES).input_ids)
     error = compare_with_cpu(model, input_ids, device, precision)
     if not error.is_acceptable:
         raise UserError(

@@ -166,25 +166,28 @@ def sync_stop_condition(run: TrainingRun) -> None:
 def micro_batches(run: TrainingRun) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the model inputs of this process's share of the step's batch, one micro-batch at a time.
 
-    `input_ids` and `labels` are int64 (per_device_batch_size, seq_len). The mean of the losses over
-    micro-batches and processes is the mean over all predicted tokens of the batch. If every token is
-    predicted, micro-batches have equally many. If not, `num_items_in_batch` is their mean number, by which
-    the model divides the sum.
+    `input_ids`, `labels` and, with `data.mask_across_stories`, `position_ids` are int64
+    (per_device_batch_size, seq_len). The mean of the losses over micro-batches and processes is the mean over
+    all predicted tokens of the batch. If every token is predicted, micro-batches have equally many. If not,
+    `num_items_in_batch` is their mean number, by which the model divides the sum.
     """
     accelerator, args = run.accelerator, run.config.train
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
     batch = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
     rows = run.runtime.per_device_batch_size
-    input_ids = _copy_to(accelerator.device, batch.input_ids)
-    if batch.labels is batch.input_ids:
-        yield from ({"input_ids": ids, "labels": ids} for ids in input_ids.split(rows))
-        return
-    labels = _copy_to(accelerator.device, batch.labels)
-    num_predicted = (labels[:, 1:] != IGNORED_LABEL).sum().float()
-    num_items = accelerator.reduce(num_predicted, reduction="mean") * (rows / share)
-    for ids, targets in zip(input_ids.split(rows), labels.split(rows), strict=True):
-        yield {"input_ids": ids, "labels": targets, "num_items_in_batch": num_items}
+    inputs = {"input_ids": _copy_to(accelerator.device, batch.input_ids)}
+    inputs["labels"] = inputs["input_ids"]
+    if batch.position_ids is not None:
+        inputs["position_ids"] = _copy_to(accelerator.device, batch.position_ids)
+    num_items = {}
+    if batch.labels is not batch.input_ids:
+        inputs["labels"] = _copy_to(accelerator.device, batch.labels)
+        num_predicted = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum().float()
+        mean_predicted = accelerator.reduce(num_predicted, reduction="mean") * (rows / share)
+        num_items["num_items_in_batch"] = mean_predicted.clamp(min=1)  # a batch may predict nothing
+    for start in range(0, share, rows):
+        yield {name: values[start : start + rows] for name, values in inputs.items()} | num_items
 
 
 def _copy_to(device: torch.device, ids: np.ndarray) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Training run: model, optimizers, data and recorder, built from the configuration or a checkpoint."""
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.packing import PackedDataset, iter_documents, packing_class
+from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.hardware.launch_env import is_launched
@@ -66,6 +67,8 @@ from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import peak_lr
 from tinystories_slm.training.sharding import unsharded_copy
 from tinystories_slm.training.signals import StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -281,10 +284,11 @@ def _build_run(
     prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
         ema.model.to(accelerator.device)
-    progress = TrainState()
+    progress = TrainState(window_order=ORDER_VERSION)
     if checkpoint:
         load_checkpoint(accelerator, checkpoint, ema)
         progress = read_progress(checkpoint)
+        _check_window_order(progress, checkpoint)
     with translate_machine_errors(config, runtime):
         if is_main:
             prepare_run_dir(config, data.manifest, checkpoint, progress)
@@ -324,6 +328,17 @@ def _build_run(
         )
 
 
+def _check_window_order(progress: TrainState, checkpoint: Path) -> None:
+    """Warn if another version ordered the windows of `checkpoint`; from here on this one does."""
+    if progress.window_order != ORDER_VERSION:
+        logger.warning(
+            "%s was written by a version with another order of the training windows: this epoch repeats some "
+            "and omits others; to avoid it, resume with that version",
+            checkpoint,
+        )
+        progress.window_order = ORDER_VERSION
+
+
 def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | None) -> _TrainingData:
     """Prepare the data, main process first, and open them.
 
@@ -342,6 +357,7 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
         seq_len=config.data.seq_len,
         seed=config.train.seed,
         eos_token_id=manifest.eos_token_id,
+        mask_across_stories=config.data.mask_across_stories,
     )
     return _TrainingData(
         manifest=manifest,

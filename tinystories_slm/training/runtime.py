@@ -77,8 +77,10 @@ def resolve_runtime(config: RunConfig, device: torch.device, num_processes: int 
 
 def resolve_attention(config: RunConfig, device: torch.device) -> str:
     """Return the attention backend: as configured, or the fastest for this sequence length if `auto`."""
-    configured = config.train.attention
-    return choose_attention(device, config.data.seq_len) if configured == "auto" else configured
+    if config.train.attention != "auto":
+        return config.train.attention
+    data = config.data
+    return choose_attention(device, data.seq_len, mask_across_stories=data.mask_across_stories)
 
 
 def resolve_compile(args: TrainArgs, device: torch.device) -> bool:

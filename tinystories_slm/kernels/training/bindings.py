@@ -26,12 +26,14 @@ GELU_TANH, SILU_GATED, RELU2_GATED = range(3)
 
 
 class Heads(ctypes.Structure):
-    """Shape, norms and rotary angles of attention; fields in the order of kernels.c."""
+    """Shape, norms, rotary angles and stories of attention; fields in the order of kernels.c."""
 
     _fields_ = [
         *((name, _INT) for name in "BTHKD"),
         ("eps", _FLOAT),
         *((name, _POINTER) for name in ("q_norm", "k_norm", "cos", "sin")),
+        ("angle_rows", _INT),
+        ("first_keys", _POINTER),
     ]
 
 
@@ -44,8 +46,8 @@ _ARGTYPES = {
     "heads_backward": [_HEADS, *[_POINTER] * 7],
     "heads_to_tokens": [_HEADS, _INT, _INT, _POINTER, _POINTER],
     "tokens_to_heads": [_HEADS, _POINTER, _POINTER],
-    "softmax_forward": [_INT, _INT, _INT, _INT, _POINTER],
-    "softmax_backward": [_INT, _INT, _INT, _INT, _POINTER, _POINTER],
+    "softmax_forward": [_HEADS, _INT, _INT, _INT, _POINTER],
+    "softmax_backward": [_HEADS, _INT, _INT, _INT, _POINTER, _POINTER],
     "activation_forward": [_INT, _INT, _INT, _POINTER, _POINTER],
     "activation_backward": [_INT, _INT, _INT, *[_POINTER] * 4],
     "cross_entropy": [_INT, _INT, *[_POINTER] * 4],

@@ -27,12 +27,24 @@ class BlockShape:
     """True for LayerNorm, False for RMSNorm."""
     eps: float
 
-    def heads(self, B: int, T: int, angles: tuple[Tensor, Tensor] | None, norms: list[Tensor]) -> Heads:
+    def heads(self, B: int, T: int, positions: "Positions", norms: list[Tensor]) -> Heads:
         """Return the kernels' description of attention. It holds addresses: the tensors must outlive it."""
         sizes = (B, T, self.num_heads, self.num_key_value_heads, self.head_dim)
-        return Heads(
-            *sizes, self.eps, *map(data_ptr, norms or (None, None)), *map(data_ptr, angles or (None, None))
-        )
+        angles = positions.angles
+        angle_rows = T if angles and len(angles[0]) > T else 0
+        addresses = map(data_ptr, (*(norms or (None, None)), *(angles or (None, None))))
+        return Heads(*sizes, self.eps, *addresses, angle_rows, data_ptr(positions.first_keys))
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of the sequences are."""
+
+    angles: tuple[Tensor, Tensor] | None
+    """Cosines and sines of the rotary angles in float32: (T, D), shared by the sequences, or (B T, D); None
+    without rotary positions."""
+    first_keys: Tensor | None
+    """First key that each query attends to, int64 (B, T), as its story starts there; None for key 0."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +75,13 @@ class Block(torch.autograd.Function):
         kernels: Kernels,
         shape: BlockShape,
         weights: BlockWeights,
-        angles: tuple[Tensor, Tensor] | None,
+        positions: Positions,
         norms: list[Tensor],
         *parameters: Tensor,
     ) -> Tensor:
         B, T, C = x.shape
         norm_1, norm_2, *head_norms = norms
-        heads = shape.heads(B, T, angles, head_norms)
+        heads = shape.heads(B, T, positions, head_norms)
         x = x.reshape(-1, C).contiguous()  # (N, C)
         normed_1, stats_1 = normalize(kernels, shape.centered, shape.eps, x, norm_1)
         qkv = normed_1 @ weights.qkv.T
@@ -79,7 +91,7 @@ class Block(torch.autograd.Function):
         attention = []  # the attention weights of each block of queries
         for start, end in query_blocks(T):
             scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (B H, end - start, end)
-            kernels.softmax_forward(len(scores), start, end - start, end, scores)
+            kernels.softmax_forward(heads, start, end - start, end, scores)
             kernels.heads_to_tokens(heads, start, end - start, torch.bmm(scores, v[:, :end]), attended)
             attention.append(scores)
         residual_mid = torch.addmm(x, attended, weights.out.T)
@@ -90,7 +102,7 @@ class Block(torch.autograd.Function):
         kernels.activation_forward(shape.activation, *activated.shape, inner, activated)
         ctx.save_for_backward(x, stats_1, qkv, attended, residual_mid, stats_2, inner, *attention)
         ctx.input_shape, ctx.kernels, ctx.block_shape, ctx.weights = (B, T, C), kernels, shape, weights
-        ctx.angles, ctx.norms = angles, norms
+        ctx.positions, ctx.norms = positions, norms
         ctx.parameter_dtypes = [parameter.dtype for parameter in parameters]
         return torch.addmm(residual_mid, activated, weights.down.T).view(B, T, C)
 
@@ -100,7 +112,7 @@ class Block(torch.autograd.Function):
         x, stats_1, qkv, attended, residual_mid, stats_2, inner, *attention = ctx.saved_tensors
         (B, T, C), kernels, shape, weights = ctx.input_shape, ctx.kernels, ctx.block_shape, ctx.weights
         norm_1, norm_2, *head_norms = ctx.norms
-        heads = shape.heads(B, T, ctx.angles, head_norms)
+        heads = shape.heads(B, T, ctx.positions, head_norms)
         grad = grad.reshape(-1, C).contiguous()  # (N, C)
 
         residual_grad, norm_2_grad, up_grad, down_grad = _feed_forward_backward(
@@ -110,7 +122,7 @@ class Block(torch.autograd.Function):
         q, k, v, scales = split_heads(kernels, heads, qkv)
         attended_grad = torch.empty_like(q)  # (B H, T, D)
         kernels.tokens_to_heads(heads, residual_grad @ weights.out, attended_grad)
-        qkv_head_grads = _attention_backward(kernels, q, k, v, attention, attended_grad)
+        qkv_head_grads = _attention_backward(kernels, heads, q, k, v, attention, attended_grad)
         qkv_grad = torch.empty_like(qkv)
         head_norm_grads = torch.zeros(torch.get_num_threads(), 2, shape.head_dim)
         kernels.heads_backward(heads, qkv, scales, *qkv_head_grads, qkv_grad, head_norm_grads)
@@ -158,7 +170,13 @@ def _feed_forward_backward(
 
 
 def _attention_backward(
-    kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, attention: list[Tensor], attended_grad: Tensor
+    kernels: Kernels,
+    heads: Heads,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: list[Tensor],
+    attended_grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, each (B H, T, D).
 
@@ -170,7 +188,7 @@ def _attention_backward(
     for (start, end), weights in reversed(list(zip(query_blocks(T), attention, strict=True))):
         rows_grad = attended_grad[:, start:end]
         scores_grad = torch.bmm(rows_grad, v[:, :end].transpose(1, 2))
-        kernels.softmax_backward(len(weights), start, end - start, end, weights, scores_grad)
+        kernels.softmax_backward(heads, start, end - start, end, weights, scores_grad)
         q_grad[:, start:end] = torch.bmm(scores_grad, k[:, :end])
         for total, left, right in (
             (k_grad, scores_grad, q[:, start:end]),

@@ -117,11 +117,14 @@ typedef struct {
     int64_t B, T, H, K, D;
     float eps;
     const float *q_norm, *k_norm; /* (D,), or NULL */
-    const float *cos, *sin;       /* (T, D / 2), or NULL */
+    const float *cos, *sin;       /* (T, D), or (B T, D) if angle_rows is T, each value twice; or NULL */
+    int64_t angle_rows;           /* 0: the sequences share their angles */
+    const int64_t *first_keys;    /* (B, T): the first key of each query, as its story starts there; or NULL */
 } Heads;
 
-/* One head of one token: RMSNorm if `weight` is given, rotary embedding if `cos` is given, then times `factor`. */
-static inline void head_forward(const Heads *m, const elem_t *x, const float *weight, int64_t t, float factor,
+/* One head of one token: RMSNorm if `weight` is given, rotary embedding by row `angle` if `cos` is given, then times
+   `factor`. */
+static inline void head_forward(const Heads *m, const elem_t *x, const float *weight, int64_t angle, float factor,
                                 elem_t *y, float *scale) {
     int64_t D = m->D, half = D / 2;
     float multiplier = 1;
@@ -138,7 +141,7 @@ static inline void head_forward(const Heads *m, const elem_t *x, const float *we
             y[i] = from_float(to_float(x[i]) * multiplier * (weight ? weight[i] : 1) * factor);
         return;
     }
-    const float *cos = m->cos + t * half, *sin = m->sin + t * half;
+    const float *cos = m->cos + angle * D, *sin = m->sin + angle * D;
     multiplier *= factor;
     SIMD
     for (int64_t i = 0; i < half; i++) {
@@ -150,12 +153,12 @@ static inline void head_forward(const Heads *m, const elem_t *x, const float *we
 }
 
 /* Backward: dy, summed over the query heads that share this head, to dx; adds to weight_grad. */
-static inline void head_backward(const Heads *m, const elem_t *x, const float *weight, int64_t t, float factor,
+static inline void head_backward(const Heads *m, const elem_t *x, const float *weight, int64_t angle, float factor,
                                  float scale, const float *dy, elem_t *dx, float *weight_grad) {
     int64_t D = m->D, half = D / 2;
     float g[D];
     if (m->cos) {
-        const float *cos = m->cos + t * half, *sin = m->sin + t * half;
+        const float *cos = m->cos + angle * D, *sin = m->sin + angle * D;
         SIMD
         for (int64_t i = 0; i < half; i++) {
             g[i] = (dy[i] * cos[i] + dy[i + half] * sin[i]) * factor;
@@ -189,14 +192,14 @@ void heads_forward(int64_t threads, const Heads *m, const elem_t *qkv, elem_t *q
     float factor = 1 / sqrtf(D);
     ROWS_IN_PARALLEL
     for (int64_t row = 0; row < m->B * T; row++) {
-        int64_t b = row / T, t = row % T;
+        int64_t b = row / T, t = row % T, angle = b * m->angle_rows + t;
         const elem_t *x = qkv + row * (H + 2 * K) * D;
         float *scale = scales + row * (H + K);
         for (int64_t h = 0; h < H; h++)
-            head_forward(m, x + h * D, m->q_norm, t, factor, q + ((b * H + h) * T + t) * D, scale + h);
+            head_forward(m, x + h * D, m->q_norm, angle, factor, q + ((b * H + h) * T + t) * D, scale + h);
         for (int64_t j = 0; j < K; j++) {
             elem_t *key = k + ((b * H + j * group) * T + t) * D, *value = v + ((b * H + j * group) * T + t) * D;
-            head_forward(m, x + (H + j) * D, m->k_norm, t, 1, key, scale + H + j);
+            head_forward(m, x + (H + j) * D, m->k_norm, angle, 1, key, scale + H + j);
             memcpy(value, x + (H + K + j) * D, D * sizeof(elem_t));
             for (int64_t copy = 1; copy < group; copy++) {
                 memcpy(key + copy * T * D, key, D * sizeof(elem_t));
@@ -213,7 +216,7 @@ void heads_backward(int64_t threads, const Heads *m, const elem_t *qkv, const fl
     float factor = 1 / sqrtf(D);
     ROWS_IN_PARALLEL
     for (int64_t row = 0; row < m->B * T; row++) {
-        int64_t b = row / T, t = row % T;
+        int64_t b = row / T, t = row % T, angle = b * m->angle_rows + t;
         const elem_t *x = qkv + row * (H + 2 * K) * D;
         elem_t *dx = dqkv + row * (H + 2 * K) * D;
         const float *scale = scales + row * (H + K);
@@ -222,7 +225,7 @@ void heads_backward(int64_t threads, const Heads *m, const elem_t *qkv, const fl
             const elem_t *from = dq + ((b * H + h) * T + t) * D;
             SIMD
             for (int64_t i = 0; i < D; i++) key[i] = to_float(from[i]);
-            head_backward(m, x + h * D, m->q_norm, t, factor, scale[h], key, dx + h * D, q_grad);
+            head_backward(m, x + h * D, m->q_norm, angle, factor, scale[h], key, dx + h * D, q_grad);
         }
         for (int64_t j = 0; j < K; j++) {
             SIMD
@@ -232,7 +235,7 @@ void heads_backward(int64_t threads, const Heads *m, const elem_t *qkv, const fl
                 SIMD
                 for (int64_t i = 0; i < D; i++) key[i] += to_float(dk[at + i]), value[i] += to_float(dv[at + i]);
             }
-            head_backward(m, x + (H + j) * D, m->k_norm, t, 1, scale[H + j], key, dx + (H + j) * D, k_grad);
+            head_backward(m, x + (H + j) * D, m->k_norm, angle, 1, scale[H + j], key, dx + (H + j) * D, k_grad);
             SIMD
             for (int64_t i = 0; i < D; i++) dx[(H + K + j) * D + i] = from_float(value[i]);
         }
@@ -263,13 +266,19 @@ void tokens_to_heads(int64_t threads, const Heads *m, const elem_t *tokens, elem
 
 /* ---- causal softmax --------------------------------------------------------------------------------------- */
 
-/* Scores (n, size, keys) of the queries [start, start + size) to attention weights, in place. A query attends to
-   the keys up to its own position; the weights of later keys are 0. */
-void softmax_forward(int64_t threads, int64_t n, int64_t start, int64_t size, int64_t keys, elem_t *scores) {
+/* First key of the query at row `row` of scores (B H, size, keys) whose first query is `start`. */
+static inline int64_t first_key(const Heads *m, int64_t start, int64_t size, int64_t row) {
+    if (!m->first_keys) return 0;
+    return m->first_keys[row / size / m->H * m->T + start + row % size];
+}
+
+/* Scores (B H, size, keys) of the queries [start, start + size) to attention weights, in place. A query attends to
+   the keys from the first of its story to its own position; the weights of other keys are 0. */
+void softmax_forward(int64_t threads, const Heads *m, int64_t start, int64_t size, int64_t keys, elem_t *scores) {
     ROWS_IN_PARALLEL
-    for (int64_t row = 0; row < n * size; row++) {
-        elem_t *x = scores + row * keys;
-        int64_t seen = start + row % size + 1;
+    for (int64_t row = 0; row < m->B * m->H * size; row++) {
+        int64_t first = first_key(m, start, size, row), seen = start + row % size + 1 - first;
+        elem_t *x = scores + row * keys + first;
         int64_t padded = (seen + LANES - 1) / LANES * LANES; /* padded vectors: no scalar remainder loop */
         float max_score = to_float(x[0]), sum = 0, e[padded];
         SIMD
@@ -282,24 +291,26 @@ void softmax_forward(int64_t threads, int64_t n, int64_t start, int64_t size, in
         float factor = 1 / sum;
         SIMD
         for (int64_t i = 0; i < seen; i++) x[i] = from_float(e[i] * factor);
-        memset(x + seen, 0, (keys - seen) * sizeof(elem_t));
+        memset(x - first, 0, first * sizeof(elem_t));
+        memset(x + seen, 0, (keys - first - seen) * sizeof(elem_t));
     }
 }
 
 /* `grads`: from the gradient of the attention weights to that of the scores, in place. */
-void softmax_backward(int64_t threads, int64_t n, int64_t start, int64_t size, int64_t keys, const elem_t *weights,
-                      elem_t *grads) {
+void softmax_backward(int64_t threads, const Heads *m, int64_t start, int64_t size, int64_t keys,
+                      const elem_t *weights, elem_t *grads) {
     ROWS_IN_PARALLEL
-    for (int64_t row = 0; row < n * size; row++) {
-        const elem_t *w = weights + row * keys;
-        elem_t *g = grads + row * keys;
-        int64_t seen = start + row % size + 1;
+    for (int64_t row = 0; row < m->B * m->H * size; row++) {
+        int64_t first = first_key(m, start, size, row), seen = start + row % size + 1 - first;
+        const elem_t *w = weights + row * keys + first;
+        elem_t *g = grads + row * keys + first;
         float dot = 0;
         SIMD_SUM(dot)
         for (int64_t i = 0; i < seen; i++) dot += to_float(w[i]) * to_float(g[i]);
         SIMD
         for (int64_t i = 0; i < seen; i++) g[i] = from_float(to_float(w[i]) * (to_float(g[i]) - dot));
-        memset(g + seen, 0, (keys - seen) * sizeof(elem_t));
+        memset(g - first, 0, first * sizeof(elem_t));
+        memset(g + seen, 0, (keys - first - seen) * sizeof(elem_t));
     }
 }
 

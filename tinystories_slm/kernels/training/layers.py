@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinystories_slm.kernels.attention import mean_attended_keys
+from tinystories_slm.kernels.attention import is_first_keys, mean_attended_keys
 from tinystories_slm.kernels.training import bindings
 from tinystories_slm.kernels.training.bindings import Kernels, load_kernels
 from tinystories_slm.kernels.training.block import (
     Block,
     BlockShape,
     BlockWeights,
+    Positions,
     normalize,
     normalize_backward,
 )
@@ -69,7 +70,7 @@ def _cast_input(x: Tensor) -> tuple[Tensor, Kernels | None]:
 
 
 # Arguments of a layer that `Block` may ignore, and the rotary angles, which it reads. Any other argument (a
-# mask, a cache, packed lengths, `is_causal`) needs the unfused layer.
+# dense mask, a cache, packed lengths, `is_causal`) needs the unfused layer.
 _SUPPORTED_KWARGS = {"position_embeddings", "position_ids", "use_cache", "num_items_in_batch", "shift_labels"}
 
 
@@ -78,7 +79,13 @@ class FusedDecoderLayer(TinyStoriesDecoderLayer):
 
     def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
         x, kernels = _cast_input(hidden_states)
-        is_supported = all(value is None for name, value in kwargs.items() if name not in _SUPPORTED_KWARGS)
+        mask = kwargs.get("attention_mask")
+        first_keys = mask if is_first_keys(mask) else None
+        is_supported = all(
+            value is None or value is first_keys
+            for name, value in kwargs.items()
+            if name not in _SUPPORTED_KWARGS
+        )
         if not (kernels and is_supported and self.training):
             return super().forward(hidden_states, **kwargs)
         config, attention = self.self_attn.config, self.self_attn
@@ -98,12 +105,13 @@ class FusedDecoderLayer(TinyStoriesDecoderLayer):
         linears += [self.mlp.up_proj, self.mlp.down_proj]
         matrices = [linear.weight for linear in linears]
         angles = kwargs.get("position_embeddings")
+        positions = Positions(angles and tuple(_angle_rows(angle) for angle in angles), first_keys)
         return Block.apply(
             x,
             kernels,
             shape,
             _block_weights(matrices, x.dtype),
-            angles and tuple(_half_angles(angle) for angle in angles),
+            positions,
             [norm.detach().float() for norm in norms],
             *norms,
             *matrices,
@@ -120,9 +128,9 @@ def _block_weights(matrices: list[Tensor], dtype: torch.dtype) -> BlockWeights:
     return BlockWeights(torch.cat((q, k, v)), out, torch.cat(ups) if len(ups) > 1 else ups[0], down)
 
 
-def _half_angles(angles: Tensor) -> Tensor:
-    """Return cosines or sines (1, T, D), which hold each value twice, as (T, D / 2) in float32."""
-    return angles[0, :, : angles.shape[-1] // 2].float().contiguous()
+def _angle_rows(angles: Tensor) -> Tensor:
+    """Return cosines or sines (1 or B, T, D) as (T or B T, D) in float32."""
+    return angles.float().flatten(0, 1).contiguous()
 
 
 class _Norm(torch.autograd.Function):

@@ -1,0 +1,142 @@
+"""Training windows of a memory-mapped token file, in an order that is a function of (seed, step)."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tinystories_slm.data.packing.documents import document_ends
+from tinystories_slm.data.packing.permutation import permute
+from tinystories_slm.errors import UserError
+
+IGNORED_LABEL = -100
+"""Label of a token that is not trained on, as in `torch.nn.CrossEntropyLoss`."""
+
+PADDING = -1
+"""Position of a token of a window that is not in the file."""
+
+ORDER_VERSION = 2
+"""Version of the windows and of their order; a checkpoint of another one resumes with other batches."""
+
+
+class Batch(NamedTuple):
+    """Sequences of one optimizer step, as a model reads and predicts them."""
+
+    input_ids: np.ndarray
+    """Token ids, int64 (batch_size, seq_len)."""
+    labels: np.ndarray
+    """Token ids to predict, unshifted, int64 (batch_size, seq_len), or `IGNORED_LABEL`. Usually
+    `input_ids` itself."""
+    position_ids: np.ndarray | None = None
+    """Position of each token in its story, int64 (batch_size, seq_len): attention does not cross stories.
+    None: positions count from the start of the window."""
+
+
+class PackedDataset(ABC):
+    """Endless epochs of `seq_len`-token windows of one token file.
+
+    Each epoch contains every window exactly once, in a new order. A batch depends only on (seed, step),
+    so a resumed run and any number of processes see the same batches. A subclass defines the windows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        token_dtype: str,
+        seq_len: int,
+        seed: int,
+        eos_token_id: int,
+        mask_across_stories: bool = False,
+    ) -> None:
+        """
+        Args:
+            path: Token ids without a header, little-endian.
+            token_dtype: "uint16" or "uint32".
+            seq_len: Tokens per window; 2 or more.
+            seed: Seed of the window order; 0 or more.
+            eos_token_id: End-of-text id that follows each story.
+            mask_across_stories: Whether batches have `position_ids`.
+
+        Raises:
+            UserError: the file is shorter than one window, or its size is not a multiple of the id size.
+        """
+        self.path = path
+        self.seq_len = seq_len
+        self.seed = seed
+        self.eos_token_id = eos_token_id
+        self.mask_across_stories = mask_across_stories
+        self._dtype = np.dtype(token_dtype).newbyteorder("<")
+        num_bytes = path.stat().st_size
+        if num_bytes % self._dtype.itemsize:
+            raise UserError(
+                f"{path} ({num_bytes} bytes): the size must be a multiple of {self._dtype.itemsize} bytes "
+                f"({token_dtype}); delete the file and prepare the data again"
+            )
+        self.num_tokens = num_bytes // self._dtype.itemsize
+        if self.num_tokens < seq_len:
+            raise UserError(
+                f"data.seq_len ({seq_len}) is longer than the {self.num_tokens} tokens of {path}; "
+                "reduce it, or use more stories"
+            )
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of windows per epoch."""
+
+    @abstractmethod
+    def token_positions(self, epoch: int, windows: np.ndarray) -> np.ndarray:
+        """Return where the tokens of windows are in the file, int64 (n, seq_len), or `PADDING`.
+
+        Args:
+            epoch: Epoch, from 0; windows may differ between epochs.
+            windows: Numbers of the windows, each in [0, len(self)), int64 (n,).
+
+        The file is read as a ring, so a position may exceed it.
+        """
+
+    def labels(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the labels of a batch, int64 of the same shape (num_rows, seq_len); see `Batch`.
+
+        Args:
+            input_ids: Token ids (num_rows, seq_len).
+            positions: Where they are in the file, or `PADDING`, (num_rows, seq_len).
+        """
+        return input_ids
+
+    def batch(self, step: int, batch_size: int, *, rows: slice = slice(None)) -> Batch:
+        """Return the sequences of optimizer step `step` (from 0), or a subset of them.
+
+        Args:
+            step: Optimizer step, from 0.
+            batch_size: Sequences per step.
+            rows: Rows of the batch to return; default all.
+        """
+        epochs, numbers = np.divmod(step * batch_size + np.arange(batch_size)[rows], len(self))
+        positions = np.empty((len(numbers), self.seq_len), dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            windows = permute(numbers[epochs == epoch], len(self), (self.seed, epoch))
+            positions[epochs == epoch] = self.token_positions(epoch, windows)
+        is_padding = positions == PADDING
+        positions = np.where(is_padding, PADDING, positions % self.num_tokens)
+        input_ids = np.where(is_padding, self.eos_token_id, self.tokens()[positions].astype(np.int64))
+        position_ids = self._position_ids(input_ids) if self.mask_across_stories else None
+        return Batch(input_ids, self.labels(input_ids, positions), position_ids)
+
+    def tokens(self) -> np.memmap:
+        """Return the ids of the file, (num_tokens,)."""
+        # Reopened for each batch: the pages of an open map count as memory of this process.
+        return np.memmap(self.path, dtype=self._dtype, mode="r", shape=(self.num_tokens,))
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """Position in the file of the end-of-text token of each story, int64 (num_stories,)."""
+        return document_ends(self.tokens(), self.eos_token_id)
+
+    def _position_ids(self, input_ids: np.ndarray) -> np.ndarray:
+        """Count tokens from the end-of-text token before their story, or from the start of the window."""
+        columns = np.arange(self.seq_len)
+        starts = np.where(input_ids == self.eos_token_id, columns, 0)
+        return columns - np.maximum.accumulate(starts, axis=1)
