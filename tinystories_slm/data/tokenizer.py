@@ -11,16 +11,23 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise, takewhile
+from itertools import chain, islice, pairwise, repeat, takewhile
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.bpe_training import (
+    byte_level_bpe,
+    count_chunks,
+    count_pieces,
+    is_small,
+    train_on_pieces,
+)
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT, first_line
@@ -216,9 +223,19 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     blanks or other characters counts as several words of 4,096 characters, so that time is linear in the
     text. Ctrl-C raises KeyboardInterrupt at once.
     """
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    texts = chain.from_iterable(map(_cut_long_runs, stories))
+    chunks = count_chunks(texts)
+    if chunks is not None:
+        pieces = count_pieces(chunks)
+        if is_small(pieces):
+            return train_on_pieces(pieces, vocab_size, special_token=END_OF_TEXT)
+        texts = chain.from_iterable(repeat(chunk, count) for chunk, count in chunks.items())
+    return train_with_library(texts, vocab_size)
+
+
+def train_with_library(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train on any texts, with the trainer of `tokenizers`. `train_on_pieces` has the same result."""
+    bpe = byte_level_bpe(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -226,10 +243,9 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = chain.from_iterable(map(_cut_long_runs, stories))
     _run_interruptibly(
         lambda stop: bpe.train_from_iterator(
-            takewhile(lambda _: not stop(), iter_batches(words, _BATCH_STORIES)), trainer
+            takewhile(lambda _: not stop(), iter_batches(texts, _BATCH_STORIES)), trainer
         )
     )
     return bpe

@@ -1,8 +1,11 @@
-"""Byte-level BPE in C for the tokenizers that it fits; ids are those of the tokenizer."""
+"""Byte-level BPE in C for the tokenizers that it fits; ids are those of the tokenizer.
+
+And the counts of distinct chunks of text, from which a vocabulary is trained.
+"""
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,50 @@ class BytePairEncoder:
         return ids[: ends[-1] if num_texts else 0], ends, is_left.astype(bool)
 
 
+class ChunkCounter:
+    """Counts of the distinct chunks of texts: words with the blank before them, and white space.
+
+    GPT-2's pre-tokenization of a text is that of its chunks, one after another. Memory grows with the number
+    of distinct chunks.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._counter = library.new_counter()
+        if not self._counter:
+            raise MemoryError("no memory to count words")
+
+    def __del__(self) -> None:
+        if getattr(self, "_counter", None):
+            self._library.free_counter(self._counter)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Count the chunks of all `texts`, together less than 2 GiB."""
+        encoded = [text.encode() for text in texts]
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        data = np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8)
+        if not self._library.count_chunks(self._counter, data.ctypes.data, offsets.ctypes.data, len(encoded)):
+            raise MemoryError("no memory to count words")
+
+    def counts(self) -> dict[str, int]:
+        """Return the count of each distinct chunk."""
+        data = np.empty(self._library.num_chunk_bytes(self._counter), dtype=np.uint8)
+        arrays = [np.empty(self._library.num_chunks(self._counter), dtype=np.int64) for _ in range(3)]
+        if not len(data):
+            return {}
+        self._library.read_chunks(self._counter, data.ctypes.data, *(array.ctypes.data for array in arrays))
+        text, (starts, ends, counts) = data.tobytes(), (array.tolist() for array in arrays)
+        return {
+            text[start:end].decode(): count for start, end, count in zip(starts, ends, counts, strict=True)
+        }
+
+
+def load_counter() -> ChunkCounter | None:
+    """Return an empty counter; None without a C compiler."""
+    library = _load_library()
+    return None if library is None else ChunkCounter(library)
+
+
 def load_encoder(tokenizer_json: str) -> BytePairEncoder | None:
     """Return an encoder for the tokenizer that the text of a tokenizer.json describes.
 
@@ -116,4 +163,16 @@ def _load_library() -> ctypes.CDLL | None:
         library.free_encoder.restype = None
         library.encode.argtypes = [pointer, pointer, pointer, integer, pointer, pointer, pointer]
         library.encode.restype = None
+        library.new_counter.argtypes = []
+        library.new_counter.restype = pointer
+        library.free_counter.argtypes = [pointer]
+        library.free_counter.restype = None
+        library.count_chunks.argtypes = [pointer, pointer, pointer, integer]
+        library.count_chunks.restype = ctypes.c_int
+        library.num_chunks.argtypes = [pointer]
+        library.num_chunks.restype = integer
+        library.num_chunk_bytes.argtypes = [pointer]
+        library.num_chunk_bytes.restype = integer
+        library.read_chunks.argtypes = [pointer, pointer, pointer, pointer, pointer]
+        library.read_chunks.restype = None
     return library

@@ -2,6 +2,8 @@
 //
 // A corpus of stories has few distinct pieces (words with the blank before them), so each piece is merged once and
 // its ids are kept in a hash table. Texts with other bytes, or with a very long piece, are left to the caller.
+//
+// The second half counts the distinct chunks of texts, of any characters, for the training of a vocabulary.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -206,5 +208,116 @@ void encode(Encoder *encoder, const uint8_t *data, const int64_t *offsets, int64
         }
         if (is_left[i]) total = start;
         ends[i] = total;
+    }
+}
+
+typedef struct {
+    uint64_t hash, start;  // offset into `bytes`
+    int64_t count;         // 0: the slot is free
+    uint32_t length;
+} Chunk;
+
+typedef struct {
+    Chunk *chunks;
+    uint64_t mask, num_chunks;
+    uint8_t *bytes;
+    uint64_t num_bytes, max_bytes;
+} Counter;
+
+void free_counter(Counter *counter) {
+    if (!counter) return;
+    free(counter->chunks), free(counter->bytes), free(counter);
+}
+
+Counter *new_counter(void) {
+    Counter *counter = calloc(1, sizeof *counter);
+    if (!counter) return NULL;
+    counter->mask = (1 << 16) - 1;
+    counter->chunks = calloc(counter->mask + 1, sizeof(Chunk));
+    if (!counter->chunks) return free_counter(counter), NULL;
+    return counter;
+}
+
+// Bytes of the white space (Unicode's White_Space, the \s of GPT-2's pattern) at the start of [text, end), or 0.
+static int space_length(const uint8_t *text, const uint8_t *end) {
+    if (*text < 0xC2) return *text == ' ' || (*text >= '\t' && *text <= '\r');
+    if (*text > 0xE3 || end - text < 2) return 0;
+    if (*text == 0xC2) return text[1] == 0x85 || text[1] == 0xA0 ? 2 : 0;
+    if (*text < 0xE1 || end - text < 3) return 0;
+    uint32_t character = (uint32_t)(*text & 15) << 12 | (text[1] & 63) << 6 | (text[2] & 63);
+    return character == 0x1680 || (character >= 0x2000 && character <= 0x200A) || character == 0x2028 ||
+                   character == 0x2029 || character == 0x202F || character == 0x205F || character == 0x3000
+               ? 3
+               : 0;
+}
+
+// End of the chunk at the start of [text, end): ` ?\S+|\s+(?!\S)|\s+`. GPT-2's pattern ends a piece at each chunk's
+// end, whatever stands before and behind it.
+static const uint8_t *chunk_end(const uint8_t *text, const uint8_t *end) {
+    if (space_length(text, end) && !(*text == ' ' && text + 1 < end && !space_length(text + 1, end))) {
+        const uint8_t *at = text, *last = text;
+        for (int size; at < end && (size = space_length(at, end)); at += size) last = at;
+        return at == end || last == text ? at : last;  // the last one before a word belongs to the word
+    }
+    do text++;
+    while (text < end && !space_length(text, end));
+    return text;
+}
+
+static int double_chunks(Counter *counter) {
+    uint64_t mask = 2 * counter->mask + 1;
+    Chunk *chunks = calloc(mask + 1, sizeof(Chunk));
+    if (!chunks) return 0;
+    for (uint64_t i = 0; i <= counter->mask; i++) {
+        if (!counter->chunks[i].count) continue;
+        uint64_t slot = counter->chunks[i].hash & mask;
+        while (chunks[slot].count) slot = (slot + 1) & mask;
+        chunks[slot] = counter->chunks[i];
+    }
+    free(counter->chunks);
+    counter->chunks = chunks, counter->mask = mask;
+    return 1;
+}
+
+static int count_chunk(Counter *counter, const uint8_t *text, uint32_t length) {
+    uint64_t hash = hash_bytes(text, (int)length), slot = hash & counter->mask;
+    for (; counter->chunks[slot].count; slot = (slot + 1) & counter->mask) {
+        Chunk *chunk = &counter->chunks[slot];
+        if (chunk->hash == hash && chunk->length == length && !memcmp(counter->bytes + chunk->start, text, length))
+            return chunk->count++, 1;
+    }
+    if (!grow((void **)&counter->bytes, counter->num_bytes, length, &counter->max_bytes, 1)) return 0;
+    memcpy(counter->bytes + counter->num_bytes, text, length);
+    counter->chunks[slot] = (Chunk){hash, counter->num_bytes, 1, length};
+    counter->num_bytes += length, counter->num_chunks++;
+    return 2 * counter->num_chunks <= counter->mask || double_chunks(counter);
+}
+
+// Count the chunks of texts `offsets[i]` to `offsets[i + 1]` of `data`, each shorter than 2 GiB. Returns 0 without
+// memory.
+int count_chunks(Counter *counter, const uint8_t *data, const int64_t *offsets, int64_t num_texts) {
+    for (int64_t i = 0; i < num_texts; i++) {
+        const uint8_t *at = data + offsets[i], *end = data + offsets[i + 1];
+        while (at < end) {
+            const uint8_t *stop = chunk_end(at, end);
+            if (!count_chunk(counter, at, (uint32_t)(stop - at))) return 0;
+            at = stop;
+        }
+    }
+    return 1;
+}
+
+int64_t num_chunks(const Counter *counter) { return (int64_t)counter->num_chunks; }
+
+int64_t num_chunk_bytes(const Counter *counter) { return (int64_t)counter->num_bytes; }
+
+// Write the bytes of all chunks, and where each starts and ends in them, and its count.
+void read_chunks(const Counter *counter, uint8_t *bytes, int64_t *starts, int64_t *ends, int64_t *counts) {
+    memcpy(bytes, counter->bytes, counter->num_bytes);
+    for (uint64_t i = 0, at = 0; i <= counter->mask; i++) {
+        const Chunk *chunk = &counter->chunks[i];
+        if (!chunk->count) continue;
+        starts[at] = (int64_t)chunk->start, ends[at] = (int64_t)(chunk->start + chunk->length);
+        counts[at++] = chunk->count;
     }
 }
