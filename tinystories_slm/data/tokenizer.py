@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.chat_template import set_chat_template
 from tinystories_slm.data.file_formats import END_OF_TEXT, first_line
 from tinystories_slm.data.hub import resolve_model_commit
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
@@ -318,6 +319,7 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
             )
     tokenizer.model_max_length = data.seq_len
     sample_stories = list(islice(iter_raw_stories(data.data_dir, "validation"), _COMPRESSION_SAMPLE))
+    set_chat_template(tokenizer, sample_stories)
     sample_ids = encode_stories(tokenizer, sample_stories)
     num_tokens = sum(map(len, sample_ids))
     if any(lost := count_lost_bytes(tokenizer, sample_stories, sample_ids)):
