@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerFast
 from tinystories_slm.commands.generate import generate
 from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs
 from tinystories_slm.config.parse import parse
+from tinystories_slm.data.chat_template import CHAT_TEMPLATE
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation.prompts import read_prompts
 from tinystories_slm.io.atomic import file_sha256
-from tinystories_slm.model_folder import save_model_folder
+from tinystories_slm.model_folder import load_model_folder, save_model_folder
 
 EOS = "<|endoftext|>"
 SEPARATOR = "\n\n---\n\n"
@@ -153,6 +154,13 @@ def test_boolean_flags_accept_an_optional_value():
         (["--prompts", "absent.txt"], b"", "prompts (absent.txt) cannot be read: No such file"),
         (["--prompts", "-", "--prompt", "A"], b"A", "prompt ('A') and prompts (-) cannot be combined"),
         (["--prompt", "-"], b"A", "prompt (-) cannot be standard input; use --prompts -"),
+        (["--prompt", "A", "--words", "ball"], b"", "words (ball) is a prompt of its own; remove prompt"),
+        (["--prompts", "-", "--summary", "A"], b"A", "summary (A) is a prompt of its own; remove prompts"),
+        (
+            ["--words", "b@ll"],
+            b"",
+            "words (b@ll) must be letters, with - or ' between them; correct the word",
+        ),
         (["--prompt", "A \udceb"], b"", "prompt is not valid UTF-8"),
         (["--output", "tests"], b"", "output (tests) is a folder; set a file path"),
         (["--output", "no/such/x.jsonl"], b"", "its folder does not exist; create no/such"),
@@ -170,6 +178,22 @@ def test_invalid_options_exit_with_code_2_and_one_line(folder, monkeypatch, caps
     assert (code, out) == (2, "")
     [error] = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message in error and err.rstrip().endswith(error)
+
+
+def test_parts_of_a_block_are_the_prompt(folder, tmp_path, caplog):
+    """A model of plain stories logs a warning. The default prompt of a model of blocks is that of a block."""
+    model, tokenizer = load_model_folder(str(folder), device="cpu")
+    for template, default in ((None, "Once upon a time"), (CHAT_TEMPLATE, "Story:")):
+        tokenizer.chat_template = template
+        options = {"model": str(save_model_folder(model, tokenizer, tmp_path / "best")), "device": "cpu"}
+        caplog.clear()
+        [result] = generate(GenerateArgs(**options, words="hat, sad", features="Dialogue", max_new_tokens=4))
+        assert result.prompt == "Features: Dialogue\nWords: hat, sad\nStory:"
+        assert result.text.startswith(result.prompt) and result.num_new_tokens == 4
+        warning = "was probably not trained on prompts with words, features"
+        assert (warning in caplog.text) == (template is None)
+        [result] = generate(GenerateArgs(**options, max_new_tokens=4))
+        assert result.prompt == default
 
 
 def test_unavailable_device_exits_with_code_2(folder, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinystories_slm.errors import UserError
-from tinystories_slm.generation.prompts import read_prompts
+from tinystories_slm.generation.prompts import block_prompt, read_prompts
 
 
 def test_text_file_has_one_prompt_per_line(tmp_path):
@@ -92,3 +92,39 @@ def test_named_pipe_is_an_error_and_a_descriptor_is_read(tmp_path):
     os.close(writer)
     assert read_prompts(Path(f"/dev/fd/{reader}")) == ["One", "Two"]
     os.close(reader)
+
+
+def test_parts_of_a_block_become_its_prompt():
+    options = {
+        "words": "ball,sad , ice-cream",
+        "features": "Dialogue, BadEnding",
+        "summary": " Tom ran\nand sat. ",
+        "random_sentence": 'He said, "Zoë\'s hat."',
+    }
+    assert block_prompt(options) == (
+        "Features: Dialogue, BadEnding\nWords: ball, sad, ice-cream\nSummary: Tom ran and sat.\n"
+        'Random sentence: He said, "Zoë\'s hat."\nStory:'
+    )
+    assert block_prompt({"words": "Zoë"}) == "Words: Zoë\nStory:"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("words", "", r'^words \(\) must have text around each comma; use "ball, sad"$'),
+        ("words", "ball,,sad", "text around each comma"),
+        ("words", "ball, ", "text around each comma"),
+        ("words", "b@ll", r"^words \(b@ll\) must be letters, with - or ' between them; correct the word$"),
+        ("words", "ball sad", "words .ball sad. must be letters"),
+        ("words", "ball\nStory:", "must be letters"),
+        ("words", "\udceb", "must be letters"),
+        ("features", "dialogue", "^features .dialogue. must be among BadEnding, Conflict, Dialogue, Foresh"),
+        ("features", " ", r'use "Dialogue, Twist"$'),
+        ("summary", " \n", r"^summary \(' \\n'\) must not be empty; write a sentence or omit it$"),
+        ("random_sentence", "", "must not be empty"),
+        ("summary", "A \udceb", "^summary is not valid UTF-8"),
+    ],
+)
+def test_faulty_parts_of_a_block_are_rejected(name, value, message):
+    with pytest.raises(UserError, match=message):
+        block_prompt({name: value})

@@ -18,6 +18,7 @@ from tinystories_slm.grammar import (
     generate_story,
     log_prob,
     num_stories,
+    parse_story,
 )
 from tinystories_slm.grammar.grammar import PrefixFreeGenerator, StoryGenerator, StoryParser
 from tinystories_slm.grammar.plots import PLOTS, courage, friends, home, outdoors
@@ -25,6 +26,13 @@ from tinystories_slm.grammar.stories import OPENINGS, branching_factors, run_gra
 from tinystories_slm.grammar.words import FRIENDS, HEROES, NAMES
 
 NUM_STORIES = 4_000
+# Words of summaries that are not in their stories.
+CONNECTING = (
+    "But Later Then afraid after against asked be before brought but buy came could did do either end for "
+    "found glued grew had he helped it join kept like made needs not nothing of on out planted played "
+    "practice promised pull ran shared she that they time tired to together told truth waiting want wanted "
+    "was went who won word worked"
+)
 
 
 class RecordingGenerator(PrefixFreeGenerator):
@@ -58,6 +66,7 @@ def test_parser_returns_the_probability_of_the_generator(seed: int, index: int) 
     story = generate_story(seed, index)
     assert story == generate_story(seed, index)
     assert log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-12)
+    assert parse_story(story.text) == story
 
 
 def test_all_stories_of_a_plot_have_the_same_branching_factors(generated) -> None:
@@ -244,3 +253,18 @@ def test_generator_accepts_any_index_source() -> None:
     assert generator.choose((1, 2, 3), lambda number: f"{number}.") == 1
     assert generator.text == "One\n\n1."
     assert generator.log_prob == pytest.approx(-math.log(6))
+
+
+def test_summary_and_features_are_true_of_the_story() -> None:
+    """Names, things, places and deeds of a summary are in its story; only words that connect them are not."""
+    connecting, features, summaries = set(), Counter(), set()
+    for index in range(1000):
+        story = generate_story(3, index)
+        features.update(story.features)
+        summaries.add(story.summary)
+        text, summary = (set(re.findall(r"[A-Za-z]+", text)) for text in (story.text, story.summary))
+        connecting |= summary - text - {word.capitalize() for word in text}
+        assert ("MoralValue" in story.features) == ("learned" in re.split(r"[.!?]\"? ", story.text)[-1])
+    assert (features["Dialogue"], set(features)) == (1000, {"Dialogue", "MoralValue", "Conflict", "Twist"})
+    assert len(summaries) > 990
+    assert connecting <= set(CONNECTING.split())

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config.command_args import GenerateArgs
 from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.data.chat_template import has_block_template
 from tinystories_slm.generation import GenerationResult, TextStream, generate_batch, prepare_requests
 from tinystories_slm.generation.decoder import resolve_backend
-from tinystories_slm.generation.prompts import DEFAULT_PROMPT, read_prompts
+from tinystories_slm.generation.prompts import block_prompt, default_prompt, read_prompts
 from tinystories_slm.generation.request import GenerationRequest
 from tinystories_slm.io.atomic import atomic_write, write_output
 from tinystories_slm.io.file_errors import expand_user, translate_write_errors
@@ -36,9 +37,7 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
     Raises:
         UserError: prompts or model cannot be loaded, or a prompt fills the model's context.
     """
-    prompts = [DEFAULT_PROMPT if args.prompt is None else args.prompt]
-    if args.prompts is not None:
-        prompts = read_prompts(args.prompts)
+    prompts = _read_prompts(args)
     model, tokenizer = load_model_folder(
         args.model,
         revision=args.revision,
@@ -46,6 +45,14 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
         device=args.device,
         dtype=args.dtype,
     )
+    if prompts is None:
+        prompts = [default_prompt(tokenizer)]
+    if args.block_options() and not has_block_template(tokenizer):
+        logger.warning(
+            "model %s has no chat template for blocks, so it was probably not trained on prompts with %s",
+            args.model,
+            ", ".join(args.block_options()),
+        )
     first_seed = secrets.randbelow(10_000) if args.seed is None else args.seed
     seeds = range(first_seed, first_seed + args.num_stories)
     backend, reason = resolve_backend(model, args.backend)
@@ -72,6 +79,15 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
     if args.output is not None:
         logger.info("wrote %d completions to %s", len(results), args.output)
     return results
+
+
+def _read_prompts(args: GenerateArgs) -> list[str] | None:
+    """Return the prompts of the options; None for the default one."""
+    if args.prompts is not None:
+        return read_prompts(args.prompts)
+    if options := args.block_options():
+        return [block_prompt(options)]
+    return None if args.prompt is None else [args.prompt]
 
 
 def write_results(

@@ -21,7 +21,7 @@ from tinystories_slm.evaluation.evaluate import PROTOCOL, format_scores, score_t
 from tinystories_slm.evaluation.selection import count_training_stories
 from tinystories_slm.evaluation.training_data import TrainingData, num_records_of_last_run, read_training_data
 from tinystories_slm.generation import SamplingParams, generate_batch, generate_texts, prepare_requests
-from tinystories_slm.generation.prompts import DEFAULT_PROMPT
+from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.hub.card import is_card_current, write_card
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 from tinystories_slm.runs.report import is_report_current
@@ -66,7 +66,7 @@ def run_quickstart(config: RunConfig) -> str:
     if not is_report_current(config.output_dir):  # training wrote it without the evaluation
         write_report(config.output_dir)
     seed = secrets.randbelow(10_000)
-    [text] = generate_texts(model, tokenizer, [DEFAULT_PROMPT], temperature=TEMPERATURE, seed=seed)
+    [text] = generate_texts(model, tokenizer, [default_prompt(tokenizer)], temperature=TEMPERATURE, seed=seed)
     print(_format_summary(text, report, config, seed))
     return text
 
@@ -145,7 +145,7 @@ def _write_card_samples(
 ) -> None:
     """Write stories.jsonl in the run directory: the completions with the seeds 0, 1, 2, not hand-picked."""
     sampling = SamplingParams(temperature=TEMPERATURE)
-    prompts = [DEFAULT_PROMPT] * _NUM_SAMPLES
+    prompts = [default_prompt(tokenizer)] * _NUM_SAMPLES
     requests = prepare_requests(model, tokenizer, prompts, range(_NUM_SAMPLES), sampling)
     # A list: an interruption must not leave a file with some of the stories.
     results = list(generate_batch(model, tokenizer, requests, sampling, batch_size=_NUM_SAMPLES))

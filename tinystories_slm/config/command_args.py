@@ -30,6 +30,16 @@ class GenerateArgs:
     prompts: Path | None = None
     """File of prompts, one per line (.jsonl, or .json with a list: the "prompt" of each); `-` for standard
     input."""
+    words: str | None = None
+    """Words of the story, separated by commas (`ball, sad`), for a model that was trained on blocks of
+    TinyStories-Instruct. It and the next three options are the prompt, together or alone."""
+    features: str | None = None
+    """Features of the story, separated by commas: BadEnding, Conflict, Dialogue, Foreshadowing, MoralValue,
+    Twist."""
+    summary: str | None = None
+    """Summary of the story."""
+    random_sentence: str | None = None
+    """A sentence of the story."""
     num_stories: int = 1
     """Completions per prompt, with the seeds seed, seed + 1, ..."""
     max_new_tokens: int = 256
@@ -81,6 +91,7 @@ class GenerateArgs:
             raise UserError(
                 f"prompt ({self.prompt!r}) and prompts ({self.prompts}) cannot be combined; use one of them"
             )
+        self._check_block_options()
         if self.output is not None and self.output.is_dir():
             raise UserError(f"output ({self.output}) is a folder; set a file path")
         if self.output is not None and not self.output.parent.is_dir():
@@ -89,6 +100,17 @@ class GenerateArgs:
                 f"create {self.output.parent}"
             )
         self.sampling()
+
+    def block_options(self) -> dict[str, str]:
+        """Return the options that are parts of a block and are set."""
+        names = ("words", "features", "summary", "random_sentence")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _check_block_options(self) -> None:
+        for name, value in self.block_options().items():
+            for other in ("prompt", "prompts"):
+                if getattr(self, other) is not None:
+                    raise UserError(f"{name} ({value}) is a prompt of its own; remove {other}")
 
     def sampling(self) -> SamplingParams:
         """Return the sampling parameters."""

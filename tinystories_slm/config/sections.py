@@ -37,8 +37,9 @@ class DataArgs:
     """Source of the stories, their split, packing and files."""
 
     source: str | list[dict[str, Any]] = "builtin"
-    """`builtin`, a named set (`download_data --list`), a Hub dataset id, or a local file or folder (parquet,
-    CSV, JSON, text); or a list of these with weights: `[{name: tinystories, weight: 3}, {name: a.csv}]`."""
+    """`builtin`, `builtin-instruct`, a named set (`download_data --list`), a Hub dataset id, or a local file
+    or folder (parquet, CSV, JSON, text); or a list of these with weights: `[{name: tinystories, weight: 3},
+    {name: a.csv}]`."""
     subset: str | None = None
     """Configuration of a Hub dataset, or of a folder whose README.md lists several; null for the default."""
     revision: str | None = None

@@ -28,6 +28,7 @@ from tinystories_slm.data.bpe_training import (
     is_small,
     train_on_pieces,
 )
+from tinystories_slm.data.chat_template import set_chat_template
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT, first_line
@@ -334,6 +335,7 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
             )
     tokenizer.model_max_length = data.seq_len
     sample_stories = list(islice(iter_raw_stories(data.data_dir, "validation"), _COMPRESSION_SAMPLE))
+    set_chat_template(tokenizer, sample_stories)
     sample_ids = encode_stories(tokenizer, sample_stories)
     num_tokens = sum(map(len, sample_ids))
     if any(lost := count_lost_bytes(tokenizer, sample_stories, sample_ids)):

@@ -10,7 +10,7 @@ from tinystories_slm import grammar
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation.engine import generate_batch
-from tinystories_slm.generation.prompts import DEFAULT_PROMPT
+from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.generation.request import GenerationResult, prepare_requests
 
 
@@ -46,7 +46,7 @@ class EvalContext:
         """Stories from the default prompt, at the default sampling parameters."""
         sampling = SamplingParams(max_new_tokens=self.max_new_tokens)
         seeds = range(self.seed, self.seed + self.num_stories)
-        prompts = [DEFAULT_PROMPT] * self.num_stories
+        prompts = [default_prompt(self.tokenizer)] * self.num_stories
         requests = prepare_requests(self.model, self.tokenizer, prompts, seeds, sampling)
         return list(
             generate_batch(self.model, self.tokenizer, requests, sampling, batch_size=self.num_stories)

@@ -1,15 +1,70 @@
-"""The default prompt, and prompts from a file or standard input."""
+"""The default prompt, prompts of blocks, and prompts from a file or standard input."""
 
 import json
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from tinystories_slm.data.chat_template import has_block_template
+from tinystories_slm.data.instruct import FEATURES, InstructBlock, prompt_text
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import check_not_a_pipe
 
 DEFAULT_PROMPT = "Once upon a time"
 _EXAMPLE_LINE = json.dumps({"prompt": DEFAULT_PROMPT})
+_BLOCK_PROMPT = prompt_text(InstructBlock())
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+
+
+def default_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the prompt without options: `Once upon a time`, or `Story:` for a model of blocks."""
+    return _BLOCK_PROMPT if has_block_template(tokenizer) else DEFAULT_PROMPT
+
+
+def block_prompt(options: Mapping[str, str]) -> str:
+    """Return the prompt of a block of TinyStories-Instruct with the parts in `options`.
+
+    Args:
+        options: `words` and `features`, separated by commas, `summary` and `random_sentence`; any of them.
+
+    Raises:
+        UserError: a part is empty, a word is no word, or a feature is not one of the published blocks.
+    """
+    words, features = (_split_list(name, options) for name in ("words", "features"))
+    for word in words:
+        if _WORD.fullmatch(word) is None:
+            raise UserError(f"words ({word}) must be letters, with - or ' between them; correct the word")
+    for feature in features:
+        if feature not in FEATURES:
+            raise UserError(f"features ({feature}) must be among {', '.join(FEATURES)}; use one of them")
+    summary, sentence = (_read_line(name, options) for name in ("summary", "random_sentence"))
+    block = InstructBlock(words=words, features=features, summary=summary, random_sentence=sentence)
+    return prompt_text(block)
+
+
+def _split_list(name: str, options: Mapping[str, str]) -> tuple[str, ...]:
+    if name not in options:
+        return ()
+    items = [item.strip() for item in options[name].split(",")]
+    if not all(items):
+        example = "ball, sad" if name == "words" else "Dialogue, Twist"
+        raise UserError(f'{name} ({options[name]}) must have text around each comma; use "{example}"')
+    return tuple(items)
+
+
+def _read_line(name: str, options: Mapping[str, str]) -> str | None:
+    """Return the text of an option on one line."""
+    if name not in options:
+        return None
+    if not options[name].strip():
+        raise UserError(f"{name} ({options[name]!r}) must not be empty; write a sentence or omit it")
+    if any("\ud800" <= char <= "\udfff" for char in options[name]):
+        raise UserError(f"{name} is not valid UTF-8; set the terminal to UTF-8")
+    return " ".join(options[name].split())
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ from .stories import (
     generate_story,
     log_prob,
     num_stories,
+    parse_story,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "generate_story",
     "log_prob",
     "num_stories",
+    "parse_story",
 ]

@@ -23,6 +23,10 @@ class GrammarContext(ABC):
 
     def __init__(self) -> None:
         self.counts: list[int] = []
+        self.summary = ""
+        """Summary of the story in whole sentences; the plot sets it at its end."""
+        self.features: tuple[str, ...] = ()
+        """Features of TinyStories-Instruct that every story of the plot has."""
         self._separator = ""  # precedes the next piece
 
     def emit(self, *wordings: str) -> None:
@@ -42,6 +46,11 @@ class GrammarContext(ABC):
     def start_paragraph(self) -> None:
         """Start a new paragraph with the next piece."""
         self._separator = "\n\n"
+
+    def summarize(self, *sentences: str, features: tuple[str, ...] = ()) -> None:
+        """Set the summary and the features of the story; neither changes its text."""
+        self.summary = " ".join(sentences)
+        self.features = features
 
     @property
     def log_prob(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
@@ -13,14 +14,20 @@ from .words import ADJECTIVES, CARERS, HEROES, HOMES, Cast
 VERSION = "1"
 """Version of the corpus; it changes whenever the text or the probability of any story changes."""
 
+_MORAL = re.compile(r"\blearned\b[^.]*\.$")
 OPENINGS = tuple((plot, opening) for plot in PLOTS for opening in plot.openings)
 
 
 class Story(NamedTuple):
-    """Text of a story and its log-probability in nats."""
+    """Text of a story, its log-probability in nats, and what is known of it."""
 
     text: str
     log_prob: float
+    summary: str
+    """Sentences that follow from the choices of the plot."""
+    features: tuple[str, ...]
+    """Features of TinyStories-Instruct that the story has: always Dialogue; MoralValue if the last sentence
+    states what was learned; Conflict and Twist by the plot. The grammar does not write the others."""
 
 
 def write_introduction(ctx: GrammarContext) -> Cast:
@@ -57,12 +64,24 @@ def generate_story(seed: int, index: int) -> Story:
     """Generate story number `index` of the corpus with this `seed`; every machine gets the same story."""
     generator = StoryGenerator(random.Random(f"{seed}/{index}").randrange)
     run_grammar(generator)
-    return Story(generator.text, generator.log_prob)
+    return _describe(generator, generator.text)
 
 
 def generate_corpus(num_stories: int, *, seed: int = 0) -> Iterator[str]:
     """Generate stories 0, 1, ... of the corpus with this `seed`, one at a time."""
     return (generate_story(seed, index).text for index in range(num_stories))
+
+
+def parse_story(text: str) -> Story:
+    """Parse `text` as a story of this grammar: `generate_story` returned the same.
+
+    Raises:
+        ValueError: `text` is not a story of this grammar; the message gives the position of the mismatch.
+    """
+    parser = StoryParser(text)
+    run_grammar(parser)
+    parser.finish()
+    return _describe(parser, text)
 
 
 def log_prob(text: str) -> float:
@@ -71,10 +90,13 @@ def log_prob(text: str) -> float:
     Raises:
         ValueError: `text` is not a story of this grammar; the message gives the position of the mismatch.
     """
-    parser = StoryParser(text)
-    run_grammar(parser)
-    parser.finish()
-    return parser.log_prob
+    return parse_story(text).log_prob
+
+
+def _describe(ctx: GrammarContext, text: str) -> Story:
+    """Return the story `text` that `ctx` has written or parsed."""
+    moral = ("MoralValue",) if _MORAL.search(text) else ()
+    return Story(text, ctx.log_prob, ctx.summary, ("Dialogue", *moral, *ctx.features))
 
 
 @cache

@@ -17,7 +17,7 @@ from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
 from tinystories_slm.generation import generate_texts
-from tinystories_slm.generation.prompts import DEFAULT_PROMPT
+from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
 from tinystories_slm.training.checkpoints import save_checkpoint
@@ -247,7 +247,7 @@ def evaluate(run: TrainingRun) -> None:
                 [story] = generate_texts(
                     model,
                     run.tokenizer,
-                    [DEFAULT_PROMPT],
+                    [default_prompt(run.tokenizer)],
                     max_new_tokens=run.config.data.seq_len,
                     seed=args.seed,
                 )

@@ -51,6 +51,9 @@ DROPPED = {
         "Story: Once upon a time.",
         "Words: cat, dog\nOnce upon a time.",
         "Write a short story about a cat. Once upon a time.",
+        "Words: cat, dog\nOnce upon a time there was a cat.\nStory: He ran.",
+        "Words: cat\nStory:\n\nSummary: A cat ran.\nOnce upon a time there was a cat.",
+        "Words: cat\nStory:\n\nSure! Here's a short story about a cat.",
     ],
     "short": ["The cat ran.", ""],
     "cut_off": [
@@ -74,6 +77,8 @@ KEPT = [
     "It was a café, said Zoë.",
     "I am sorry, but I broke it, said Tom. Here is a flower.",
     "Words: cat, dog\nFeatures: Dialogue\nStory: Once upon a time there was a cat.",
+    "Story:\n\nOnce upon a time there was a cat.",
+    "Summary: Write a short story about a cat.\nStory:\n\nThe cat told a Story: it was good.",
     "They ran! 🙂",
 ]
 

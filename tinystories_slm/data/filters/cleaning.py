@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypedDict
 
+from tinystories_slm.data.instruct import story_start
 from tinystories_slm.errors import UserError
 
 SAMPLE_STORIES = 1000
@@ -114,13 +115,14 @@ def has_markup(text: str) -> bool:
 def has_prompt(text: str) -> bool:
     """Whether the text contains the prompt that it was generated from, or a phrase of a chat model.
 
-    The blocks of TinyStories-Instruct have `Story:` and another field, and are texts of their own kind.
+    Of a block of TinyStories-Instruct only the story counts: its prompt is a part of the block.
     """
-    fields = set(_FIELD.findall(text))
-    if fields and not ("Story" in fields and len(fields) > 1):
+    start = story_start(text)
+    story = text if start is None else text[start:].lstrip()
+    if _FIELD.search(story) is not None:
         return True
-    lower = text.lower()
-    return _ANSWER_START.match(text) is not None or any(words in lower for words in _ANSWER_WORDS)
+    lower = story.lower()
+    return _ANSWER_START.match(story) is not None or any(words in lower for words in _ANSWER_WORDS)
 
 
 def is_cut_off(text: str) -> bool:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from tinystories_slm.data.sources.named_sets import NAMED_SETS
 
-_RESERVED_NAMES = {"", "builtin", "quickstart", *NAMED_SETS}  # of other sources, and of a run
+_RESERVED_NAMES = {
+    "",
+    "builtin",
+    "builtin-instruct",
+    "quickstart",
+    *NAMED_SETS,
+}  # of other sources, and of a run
 _MAX_NAME_BYTES = 150  # file systems take 255, and names of temporary folders are longer
 
 

@@ -126,7 +126,7 @@ NAMED_SETS: dict[str, NamedSet] = {
 
 def suggest_name(value: str) -> str:
     """Return `; did you mean NAME?` for a value that is nearly the name of a set; otherwise nothing."""
-    near = get_close_matches(value.lower(), [*NAMED_SETS, "builtin"], n=1, cutoff=0.75)
+    near = get_close_matches(value.lower(), [*NAMED_SETS, "builtin", "builtin-instruct"], n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 

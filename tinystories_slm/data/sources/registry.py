@@ -1,6 +1,6 @@
 """Registry of the sources of stories, and the choice of the entry for a value of `data.source`."""
 
-from tinystories_slm.data.sources.builtin import BuiltinSource
+from tinystories_slm.data.sources.builtin import BuiltinInstructSource, BuiltinSource
 from tinystories_slm.data.sources.hub import HubSource
 from tinystories_slm.data.sources.local import LocalSource
 from tinystories_slm.data.sources.mixture import MixtureSource
@@ -11,6 +11,7 @@ SOURCES: dict[str, type[StorySource]] = {
     "hub": HubSource,
     "local": LocalSource,
     "builtin": BuiltinSource,
+    "builtin-instruct": BuiltinInstructSource,
     "named": NamedSource,
     "mixture": MixtureSource,
 }

@@ -67,7 +67,7 @@ def race(ctx: GrammarContext, cast: Cast) -> None:
         f'"Ready, set, go!" In a moment, {r} was out of sight.',
         f"The race began, and {r} ran like the wind.",
     )
-    _, still = ctx.choose(
+    stopped, still = ctx.choose(
         PAUSES,
         lambda pause: f'"I have lots of time," thought {r}, and {rival.they} {pause[0]}.',
     )
@@ -101,6 +101,11 @@ def race(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} had learned that going on is better than being fast.",
         f"{r} never laughed at anyone again.",
         f"After that, {n} and {r} often ran together.",
+    )
+    ctx.summarize(
+        f"{n} ran a race to {finish} against {rival.full}, who {stopped}.",
+        f"{n} went on and won the {prize}.",
+        features=("Conflict",),
     )
 
 
@@ -262,4 +267,9 @@ def fear(ctx: GrammarContext, cast: Cast) -> None:
         f"After that, {hero.they} was not afraid of {fear.of} any more.",
         f"And {fear.of} never looked so scary again.",
         f"{n} had learned what it means to be brave.",
+    )
+    ctx.summarize(
+        f"{n} was afraid of {fear.of}, but {did} like {friend.full}.",
+        "There was nothing to be afraid of.",
+        features=("Twist",),
     )

@@ -88,7 +88,7 @@ def sharing(ctx: GrammarContext, cast: Cast) -> None:
         "They ate and laughed, and it was more fun than eating alone.",
     )
     ctx.start_paragraph()
-    _, help_given = ctx.choose(WAYS_HOME, lambda way: f"On the way home, {way[0]}.")
+    way, help_given = ctx.choose(WAYS_HOME, lambda way: f"On the way home, {way[0]}.")
     ctx.emit(
         f'"You helped me, and now I will help you," said {f}.',
         f'"Do not worry, friends help each other," said {f}.',
@@ -110,6 +110,10 @@ def sharing(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} learned that sharing makes everything taste better.",
         f"That is how {n} and {f} became friends.",
         f"{n} was happy, because a kind deed had come back.",
+    )
+    ctx.summarize(
+        f"{n} shared {treats} with {friend.full}.",
+        f"On the way home, {way}, and {f} {help_given}.",
     )
 
 
@@ -265,6 +269,11 @@ def newcomer(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} was glad that {hero.they} had said hello.",
         "Every friend was once someone new.",
     )
+    ctx.summarize(
+        f"{n} was {game.play} and asked {friend.full} to join.",
+        f"The others did not want that, but {f} {game.deed}.",
+        features=("Conflict",),
+    )
 
 
 ROOTS = ("turnip", "carrot", "beet", "radish", "potato", "leek", "parsnip", "sweet potato")
@@ -357,4 +366,10 @@ def giant_root(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} had learned that nobody is too small to help.",
         f"{n} knew that even a little help can be a big help.",
         f"And {n} said that working together is the best way to work.",
+    )
+    ctx.summarize(
+        f"{n} and {hero.their} {carer.kind} could not pull out a big {root}.",
+        f"A {strong} named {s} could not do it, either.",
+        f"Then a tiny {tiny} helped, and it came out.",
+        features=("Twist",),
     )

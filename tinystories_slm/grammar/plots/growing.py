@@ -180,6 +180,10 @@ def learning(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} knew now that practice makes hard things easy.",
         f"And {n} could not wait to learn the next thing.",
     )
+    ctx.summarize(
+        f"{n} wanted to {skill.do}, but {skill.failure}.",
+        f"{friend.full} helped, and after {days} of practice {skill.success}.",
+    )
 
 
 class Plant(NamedTuple):
@@ -285,4 +289,8 @@ def garden(ctx: GrammarContext, cast: Cast) -> None:
         f'"It tastes so good because I waited," said {n}.',
         f"That was how {n} learned to be patient.",
         "All that had come from one small seed and a lot of patience.",
+    )
+    ctx.summarize(
+        f"{n} planted a {plant.kind} seed {bed} and grew tired of waiting.",
+        f"{friend.full} said that it needs time, and in the end there was {plant.ripe}.",
     )

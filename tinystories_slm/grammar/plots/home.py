@@ -99,6 +99,11 @@ def broken(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} knew that a mistake should not be hidden.",
         f"And {n} never hid a mistake again.",
     )
+    ctx.summarize(
+        f"{n} was {game} and broke a {color} {thing}.",
+        f"{hero.They} hid the pieces {place}.",
+        f"Then {hero.they} told {hero.their} {carer.kind} the truth, and they glued it together.",
+    )
 
 
 class Craft(NamedTuple):
@@ -204,6 +209,10 @@ def present(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} still had {coins} coins and was the happiest of all.",
         f"And nobody thought of the {bought} any more.",
     )
+    ctx.summarize(
+        f"{n} wanted to buy a {bought} for {hero.their} {carer.kind}, but had only {coins} coins.",
+        f"With {friend.full}, {hero.they} made a {craft.made} of {craft.stuff}.",
+    )
 
 
 class Chore(NamedTuple):
@@ -269,7 +278,7 @@ def promise(ctx: GrammarContext, cast: Cast) -> None:
     ctx.start_paragraph()
     friend = ctx.choose(FRIENDS, lambda friend: f"Just then, {friend.full} knocked on the door.")
     f = friend.name
-    _, had_fun = ctx.choose(OUTINGS, lambda outing: f'"Come on, let us {outing[0]}!" said {f}.')
+    outing, had_fun = ctx.choose(OUTINGS, lambda outing: f'"Come on, let us {outing[0]}!" said {f}.')
     ctx.emit(
         f'"I promised to {chore.do}," said {n}.',
         f'"No, first I have to {chore.do}," said {n}.',
@@ -313,4 +322,9 @@ def promise(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} knew that fun is sweeter when the work is done.",
         f"And everyone knew that {n} could be trusted.",
         f"{n} was glad that {hero.they} had kept {hero.their} word.",
+    )
+    ctx.summarize(
+        f"{n} promised to {chore.do}.",
+        f"{friend.full} wanted to {outing}.",
+        f"But {n} kept {hero.their} word, and they worked before they played.",
     )

@@ -188,6 +188,10 @@ def lost_thing(ctx: GrammarContext, cast: Cast) -> None:
         f"And {n} was never too shy to ask for help again.",
         f"Now {n} knew that everyone is good at something.",
     )
+    ctx.summarize(
+        f"The wind took the {color} {thing} of {n}, and it landed {spot}.",
+        f"A {kind} named {helper} {deed} and brought it back.",
+    )
 
 
 class Rescue(NamedTuple):
@@ -350,4 +354,9 @@ def hurt_animal(ctx: GrammarContext, cast: Cast) -> None:
         f"{n} learned that a kind deed is never forgotten.",
         f"{n} and {hero.their} {carer.kind} smiled, for kindness always comes back.",
         f"Even a small {a} can be a true friend.",
+    )
+    ctx.summarize(
+        f"{n} found a {a} that {rescue.trouble}.",
+        f"{n} and {hero.their} {carer.kind} called it {name} and {rescue.care}.",
+        f"Later, {name} {rescue.thanks}.",
     )
