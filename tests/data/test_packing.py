@@ -144,6 +144,23 @@ def test_positions_restart_with_each_story(tmp_path: Path, packing: str) -> None
     assert np.array_equal(plain.input_ids, batch.input_ids)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_tokens_of_prompts_are_not_trained_on(tmp_path: Path, packing: str) -> None:
+    rng = np.random.default_rng(0)
+    prompts, stories = rng.integers(0, 20, 100), rng.integers(0, 30, 100)
+    # Tokens 1 are prompts, 2 are stories, 0 is the end of a story.
+    tokens = np.concatenate([[1] * p + [2] * n + [0] for p, n in zip(prompts, stories, strict=True)])
+    path = token_file(tmp_path / "train.bin", tokens)
+    options = dict(token_dtype="uint16", seq_len=24, seed=1, eos_token_id=0, prompt_lengths=prompts)
+    batch = PACKINGS[packing](path, **options).batch(0, 200)
+    trained = batch.labels != IGNORED_LABEL
+    assert (batch.input_ids[trained] == batch.labels[trained]).all()
+    assert not (trained & (batch.input_ids == 1)).any()
+    assert (trained | (batch.input_ids != 2)).all()
+    if packing != "best_fit":  # its padding is of end tokens
+        assert (trained == (batch.input_ids != 1)).all()
+
+
 def test_file_with_half_a_token_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(b"123")
     with pytest.raises(UserError, match=r"\(3 bytes\): the size must be a multiple of 2 bytes \(uint16\)"):

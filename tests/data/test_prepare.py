@@ -13,8 +13,15 @@ from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import prepare, raw_stories
+from tinystories_slm.data.instruct import parse_block, prompt_text
 from tinystories_slm.data.packing import iter_documents
-from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens, prepare_data
+from tinystories_slm.data.prepare import (
+    Manifest,
+    ensure_prepared,
+    open_prompt_lengths,
+    open_tokens,
+    prepare_data,
+)
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer
 from tinystories_slm.errors import UserError
@@ -282,3 +289,27 @@ def test_pretrained_tokenizer_separates_stories_with_its_eos(tmp_path: Path) -> 
     assert (manifest.eos_token_id, manifest.vocab_size, manifest.token_dtype) == (50256, 50257, "uint16")
     tokens = open_tokens(data.data_dir, "train", manifest)
     assert int((tokens == 50256).sum()) == manifest.splits["train"]["num_stories"]
+
+
+def test_prompt_lengths_are_those_of_the_blocks(tmp_path: Path) -> None:
+    data = DataArgs(source="builtin-instruct", data_dir=tmp_path / "data", max_stories=200)
+    manifest = prepare_data(data, TokenizerArgs(vocab_size=500))
+    tokenizer = load_tokenizer(tmp_path / "data" / "tokenizer")
+    for split in ("train", "validation"):
+        lengths = open_prompt_lengths(data.data_dir, split, manifest)
+        stories = list(iter_documents(open_tokens(data.data_dir, split, manifest), manifest.eos_token_id))
+        assert len(lengths) == len(stories) == manifest.splits[split]["num_stories"]
+        for story, length, text in zip(stories, lengths, iter_raw_stories(data.data_dir, split), strict=True):
+            block = parse_block(text)
+            assert tokenizer.decode(story[:length]) == prompt_text(block)
+            assert tokenizer.decode(story[length:]).strip() == block.story
+
+
+def test_stories_without_prompts_cannot_be_trained_on_alone(tmp_path: Path) -> None:
+    texts = ["Once.", "Story: not a block", "A line.\nStory:\nhm"] * 20
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = DataArgs(source=str(tmp_path / "a.jsonl"), data_dir=tmp_path / "data", validation_fraction=0.5)
+    manifest = prepare_data(data, TokenizerArgs(vocab_size=300))
+    assert not list(data.data_dir.glob("*.prompts.bin"))
+    with pytest.raises(UserError, match=r"data.loss_on \(story\): the train stories in .* have no prompts"):
+        open_prompt_lengths(data.data_dir, "train", manifest)

@@ -57,6 +57,8 @@ class DataArgs:
     stories share windows, which are padded."""
     mask_across_stories: bool = False
     """Whether a token attends only to its own story, and positions restart with each story."""
+    loss_on: Literal["all", "story"] = "all"
+    """`story`: the lines before the story of a block (docs/instruct.md) are context, and not trained on."""
     max_stories: int | None = None
     """Number of training stories, the first ones, before a validation split is cut; null for all (`builtin`:
     40,000)."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 FEATURES = ("BadEnding", "Conflict", "Dialogue", "Foreshadowing", "MoralValue", "Twist")
 """Features of the published blocks."""
 _FIELD = re.compile(r"^(Features|Words|Summary|Random sentence|Story):", re.MULTILINE)
+BLOCK_START = r"^\s*(Features|Words|Summary|Random sentence|Story):"
+"""Regular expression (RE2) of the start of every block, for a fast search in many texts."""
 _LISTS = ("Features", "Words")
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.filters.cleaning import RuleCounts
 from tinystories_slm.data.filters.dropped import DuplicateCounts
+from tinystories_slm.data.instruct import BLOCK_START, story_start
 from tinystories_slm.data.provenance import DataManifest, raise_if_different
 from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.data.sources.mixture import PartCounts
@@ -165,11 +167,11 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
     with ExitStack() as files:  # both files get their final names only when both are complete
         for split, counts in raw.splits.items():
             path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
+            num_tokens, prompt_lengths = _write_tokens(data, split, counts["num_bytes"], token_dtype, path)
             splits[split] = TokenCounts(
-                num_stories=counts["num_stories"],
-                num_tokens=_write_tokens(data, split, counts["num_bytes"], token_dtype, path),
-                num_bytes=counts["num_bytes"],
+                num_stories=counts["num_stories"], num_tokens=num_tokens, num_bytes=counts["num_bytes"]
             )
+            _write_prompt_lengths(data.data_dir, split, prompt_lengths)
     manifest = Manifest(
         provenance=raw.provenance,
         tokenizer_sha256=tokenizer.tokenizer_sha256,
@@ -210,8 +212,14 @@ def _token_dtype(data: DataArgs, vocab_size: int) -> str:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def _write_tokens(data: DataArgs, split: str, num_bytes: int, token_dtype: str, path: Path) -> int:
-    """Write the ids of every story, each followed by the end-of-text id, and return their number."""
+def _write_tokens(
+    data: DataArgs, split: str, num_bytes: int, token_dtype: str, path: Path
+) -> tuple[int, np.ndarray]:
+    """Write the ids of every story, each followed by the end-of-text id.
+
+    Returns:
+        The number of ids, and the number of ids of each story's prompt, uint32 (num_stories,).
+    """
     raw = data.data_dir / "raw" / f"{split}.parquet"
     with pq.ParquetFile(raw) as file:
         num_row_groups = file.num_row_groups
@@ -219,20 +227,61 @@ def _write_tokens(data: DataArgs, split: str, num_bytes: int, token_dtype: str, 
         data.num_workers or num_usable_cores(), num_row_groups, num_bytes // _MIN_BYTES_PER_WORKER
     )
     make_encoder = partial(_RowGroupEncoder, raw, data.data_dir / "tokenizer", token_dtype)
-    num_written = 0
+    num_written, prompt_lengths = 0, [np.zeros(0, np.uint32)]
     with (
         path.open("wb") as file,
         tqdm(total=num_bytes, desc=f"tokens, {split}", unit="B", unit_scale=True, disable=None) as bar,
     ):
-        for ids, text_bytes in _map_ordered(make_encoder, num_row_groups, num_workers):
-            file.write(ids)
-            num_written += len(ids) // np.dtype(token_dtype).itemsize
-            bar.update(text_bytes)
-    return num_written
+        for rows in _map_ordered(make_encoder, num_row_groups, num_workers):
+            file.write(rows.ids)
+            num_written += len(rows.ids) // np.dtype(token_dtype).itemsize
+            prompt_lengths.append(rows.prompt_lengths)
+            bar.update(rows.num_bytes)
+    return num_written, np.concatenate(prompt_lengths)
 
 
-Encoder = Callable[[int], tuple[bytes, int]]
-"""Index of a row group -> token ids of its stories as bytes, and number of UTF-8 bytes of their text."""
+def _write_prompt_lengths(data_dir: Path, split: str, prompt_lengths: np.ndarray) -> None:
+    """Write `prompt_lengths` (num_stories,) to the file that `open_prompt_lengths` reads, if any is not 0."""
+    path = _prompt_file(data_dir, split)
+    if not prompt_lengths.any():
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as unfinished:
+        prompt_lengths.astype("<u4").tofile(unfinished)
+
+
+def open_prompt_lengths(data_dir: Path, split: str, manifest: Manifest) -> np.ndarray:
+    """Return the number of token ids before the story of each block, uint32 (num_stories,).
+
+    Raises:
+        UserError: no story of the split is in a block (see `data.instruct`).
+    """
+    path, num_stories = _prompt_file(data_dir, split), manifest.splits[split]["num_stories"]
+    if not path.is_file() or path.stat().st_size != 4 * num_stories:
+        raise UserError(
+            f"data.loss_on (story): the {split} stories in {data_dir} have no prompts (docs/instruct.md); "
+            f"use all, or delete {data_dir / 'manifest.json'} if an earlier version prepared them"
+        )
+    return np.fromfile(path, dtype="<u4")
+
+
+def _prompt_file(data_dir: Path, split: str) -> Path:
+    return data_dir / f"{split}.prompts.bin"
+
+
+class EncodedRows(NamedTuple):
+    """Stories of a row group."""
+
+    ids: bytes
+    """Token ids in the order of the stories, each followed by the end-of-text id."""
+    num_bytes: int
+    """UTF-8 bytes of the text."""
+    prompt_lengths: np.ndarray
+    """Token ids before each story, uint32 (num_stories,); 0 without a block."""
+
+
+Encoder = Callable[[int], EncodedRows]
+"""Index of a row group -> its stories."""
 
 
 class _RowGroupEncoder:
@@ -240,18 +289,33 @@ class _RowGroupEncoder:
 
     def __init__(self, raw: Path, tokenizer_dir: Path, token_dtype: str) -> None:
         self._file = pq.ParquetFile(raw)
-        self._encoder = StoryEncoder(load_tokenizer(tokenizer_dir))
+        self._tokenizer = load_tokenizer(tokenizer_dir)
+        self._encoder = StoryEncoder(self._tokenizer)
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
 
-    def __call__(self, row_group: int) -> tuple[bytes, int]:
+    def __call__(self, row_group: int) -> EncodedRows:
         stories = self._file.read_row_group(row_group, columns=["text"]).column(0).combine_chunks()
         num_bytes = pc.sum(pc.binary_length(stories)).as_py() or 0
-        return self._encoder.encode(stories).astype(self._dtype).tobytes(), num_bytes
+        ids = self._encoder.encode(stories).astype(self._dtype).tobytes()
+        return EncodedRows(ids, num_bytes, self._prompt_lengths(stories))
+
+    def _prompt_lengths(self, stories: pa.StringArray) -> np.ndarray:
+        lengths = np.zeros(len(stories), dtype=np.uint32)
+        starts = {
+            row: start
+            for row in np.flatnonzero(pc.match_substring_regex(stories, BLOCK_START)).tolist()
+            if (start := story_start(stories[row].as_py())) is not None
+        }
+        if starts:
+            prompts = pa.array([stories[row].as_py()[:start] for row, start in starts.items()], pa.string())
+            ends = np.flatnonzero(self._encoder.encode(prompts) == self._tokenizer.eos_token_id)
+            lengths[list(starts)] = np.diff(ends, prepend=-1) - 1
+        return lengths
 
 
 def _map_ordered(
     make_encoder: Callable[[], Encoder], num_row_groups: int, num_workers: int
-) -> Iterator[tuple[bytes, int]]:
+) -> Iterator[EncodedRows]:
     """Encode all row groups and yield them in order; use this process if `num_workers` is below 2."""
     if num_workers < 2:
         yield from map(make_encoder(), range(num_row_groups))
@@ -261,7 +325,7 @@ def _map_ordered(
     try:
         with ProcessPoolExecutor(num_workers, context, _start_worker, (make_encoder,)) as pool:
             # Limit the tasks in flight, so that results waiting for the disk use bounded memory.
-            pending: deque[Future[tuple[bytes, int]]] = deque()
+            pending: deque[Future[EncodedRows]] = deque()
             for row_group in range(num_row_groups):
                 pending.append(pool.submit(_encode_row_group, row_group))
                 if len(pending) > 4 * num_workers:
@@ -292,5 +356,5 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_row_group(row_group: int) -> tuple[bytes, int]:
+def _encode_row_group(row_group: int) -> EncodedRows:
     return _worker_encoder(row_group)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
-from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_tokens
+from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
@@ -358,6 +358,9 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
         seed=config.train.seed,
         eos_token_id=manifest.eos_token_id,
         mask_across_stories=config.data.mask_across_stories,
+        prompt_lengths=(
+            open_prompt_lengths(data_dir, "train", manifest) if config.data.loss_on == "story" else None
+        ),
     )
     return _TrainingData(
         manifest=manifest,

@@ -50,6 +50,7 @@ class PackedDataset(ABC):
         seed: int,
         eos_token_id: int,
         mask_across_stories: bool = False,
+        prompt_lengths: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +60,8 @@ class PackedDataset(ABC):
             seed: Seed of the window order; 0 or more.
             eos_token_id: End-of-text id that follows each story.
             mask_across_stories: Whether batches have `position_ids`.
+            prompt_lengths: Number of tokens at the start of each story that are not trained on,
+                (num_stories,).
 
         Raises:
             UserError: the file is shorter than one window, or its size is not a multiple of the id size.
@@ -68,6 +71,7 @@ class PackedDataset(ABC):
         self.seed = seed
         self.eos_token_id = eos_token_id
         self.mask_across_stories = mask_across_stories
+        self.prompt_lengths = prompt_lengths
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
         num_bytes = path.stat().st_size
         if num_bytes % self._dtype.itemsize:
@@ -104,7 +108,13 @@ class PackedDataset(ABC):
             input_ids: Token ids (num_rows, seq_len).
             positions: Where they are in the file, or `PADDING`, (num_rows, seq_len).
         """
-        return input_ids
+        if self.prompt_lengths is None:
+            return input_ids
+        last = len(self.document_ends) - 1
+        story = np.searchsorted(self.document_ends, positions).clip(max=last)
+        firsts = np.concatenate([[0], self.document_ends[:-1] + 1])
+        is_prompt = positions - firsts[story] < self.prompt_lengths[story]
+        return np.where(is_prompt, IGNORED_LABEL, input_ids)
 
     def batch(self, step: int, batch_size: int, *, rows: slice = slice(None)) -> Batch:
         """Return the sequences of optimizer step `step` (from 0), or a subset of them.
