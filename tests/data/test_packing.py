@@ -161,6 +161,14 @@ def test_tokens_of_prompts_are_not_trained_on(tmp_path: Path, packing: str) -> N
         assert (trained == (batch.input_ids != 1)).all()
 
 
+def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    data = open_dataset(token_file(tmp_path / "train.bin", range(100)), seq_len=8)
+    data.batch(0, 2)
+    token_file(tmp_path / "other.bin", range(100)).replace(tmp_path / "train.bin")
+    with pytest.raises(UserError, match=r"train.bin was replaced while this run reads it; resume the run"):
+        data.batch(1, 2)
+
+
 def test_file_with_half_a_token_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(b"123")
     with pytest.raises(UserError, match=r"\(3 bytes\): the size must be a multiple of 2 bytes \(uint16\)"):

@@ -1,6 +1,7 @@
-"""Token files: exact bytes, manifest, and rejection of data with other options."""
+"""Token files: exact bytes, manifest, and what is built again with other options."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import prepare, raw_stories
+from tinystories_slm.data import tokenizer as tokenizer_module
 from tinystories_slm.data.instruct import parse_block, prompt_text
 from tinystories_slm.data.packing import iter_documents
 from tinystories_slm.data.prepare import (
@@ -120,9 +122,9 @@ def test_token_dtype_uint32_is_used_if_configured(tmp_path: Path) -> None:
     tokens = open_tokens(data.data_dir, "train", manifest)
     assert manifest.token_dtype == "uint32" and tokens.dtype == np.dtype("<u4")
     assert tokens.nbytes == 4 * manifest.splits["train"]["num_tokens"]
-    line = error_line(replace(data, token_dtype="uint16"))
-    assert "data.token_dtype is 'uint32' (configured: 'uint16')" in line
-    assert "or delete its manifest.json to rebuild the data" in line
+    again = ensure_prepared(replace(data, token_dtype="uint16"), SMALL)
+    assert again.token_dtype == "uint16"
+    assert open_tokens(data.data_dir, "train", again).tolist() == tokens.tolist()
 
 
 def test_vocabulary_too_large_for_uint16_is_rejected(tmp_path: Path) -> None:
@@ -133,42 +135,115 @@ def test_vocabulary_too_large_for_uint16_is_rejected(tmp_path: Path) -> None:
     assert prepare._token_dtype(replace(data, token_dtype="auto"), 2**16 + 1) == "uint32"
 
 
-def test_error_lists_all_differences_in_one_line(tmp_path: Path) -> None:
+def file_times(data_dir: Path) -> dict[str, int]:
+    """Return when each stage was written."""
+    files = ("raw/source.json", "tokenizer/tokenizer.json", "train.bin", "manifest.json")
+    return {name: (data_dir / name).stat().st_mtime_ns for name in files}
+
+
+@pytest.mark.parametrize(
+    ("options", "tokenizer", "rebuilt", "kept"),
+    [
+        ({"token_dtype": "uint32"}, SMALL, ["train.bin", "manifest.json"], ["stories", "tokenizer"]),
+        (
+            {},
+            TokenizerArgs(vocab_size=301),
+            ["tokenizer/tokenizer.json", "train.bin", "manifest.json"],
+            ["stories"],
+        ),
+        ({"max_stories": 30}, SMALL, None, []),
+    ],
+    ids=["token dtype", "tokenizer", "stories"],
+)
+def test_changed_options_rebuild_what_depends_on_them(tmp_path, caplog, options, tokenizer, rebuilt, kept):
     data = data_args(tmp_path)
     ensure_prepared(data, SMALL)
-    line = error_line(
-        replace(data, source="builtin", text_column="story", validation_split="holdout", max_stories=9),
-        TokenizerArgs(vocab_size=301, max_stories=8),
-    )
+    before = file_times(data.data_dir)
+    caplog.set_level("INFO")
+    caplog.clear()
+    manifest = ensure_prepared(replace(data, **options), tokenizer)
+    after = file_times(data.data_dir)
+    assert [name for name in before if before[name] != after[name]] == (rebuilt or list(before))
+    for name in kept:
+        assert re.search(rf"using the existing {name} ", caplog.text), name
+    new = replace(data, **options, data_dir=tmp_path / "new")
+    assert ensure_prepared(new, tokenizer) == manifest  # as if there had been nothing
+    for name in ("train.bin", "validation.bin", "tokenizer/tokenizer.json", "raw/train.parquet"):
+        assert (new.data_dir / name).read_bytes() == (data.data_dir / name).read_bytes(), name
+
+
+def test_warning_names_all_differences(tmp_path: Path, caplog) -> None:
+    data = data_args(tmp_path)
+    ensure_prepared(data, SMALL)
+    changed = replace(data, source="builtin", text_column="story", validation_split="holdout", max_stories=90)
+    ensure_prepared(changed, TokenizerArgs(vocab_size=301, max_stories=8))
+    [stories, tokenizer, tokens] = [r.getMessage() for r in caplog.records if "again" in r.getMessage()]
     for part in (
+        f"building the stories of {data.data_dir} again: ",
         f"data.source is '{data.source}' (configured: 'builtin')",
         "data.text_column is 'text' (configured: 'story')",
         "data.validation_split is 'auto' (configured: 'holdout')",
-        "data.max_stories is None (configured: 9)",
-        "tokenizer.vocab_size is 300 (configured: 301)",
-        "tokenizer.max_stories is 200000 (configured: 8)",
-        "Use another --data.data_dir, or delete that folder to rebuild the data",
+        "data.max_stories is None (configured: 90)",
     ):
-        assert part in line
-    line = error_line(data, TokenizerArgs(vocab_size=301))
-    assert "or delete its tokenizer folder and manifest.json to rebuild the data" in line
-    ensure_prepared(replace(data, seq_len=8, num_workers=1), SMALL)  # these options do not affect the files
+        assert part in stories
+    assert "tokenizer.vocab_size is 300 (configured: 301)" in tokenizer
+    assert "tokenizer.max_stories is 200000 (configured: 8)" in tokenizer
+    assert "the tokenizer was built again" in tokens
+    caplog.clear()
+    ensure_prepared(replace(changed, seq_len=8, num_workers=1), TokenizerArgs(vocab_size=301, max_stories=8))
+    assert "again" not in caplog.text  # these options do not affect the files
 
 
-def test_modified_or_missing_files_are_rejected(tmp_path: Path) -> None:
+def test_stories_that_cannot_be_replaced_stay(tmp_path: Path) -> None:
+    data = data_args(tmp_path)
+    manifest = ensure_prepared(data, SMALL)
+    with pytest.raises(UserError, match="has no key 'story'"):
+        ensure_prepared(replace(data, text_column="story"), SMALL)
+    assert ensure_prepared(data, SMALL) == manifest
+
+
+STAGES = ("_download", "_build_tokenizer", "_tokenize_splits")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rebuild_that_is_killed_goes_on(tmp_path: Path, monkeypatch, stage: str) -> None:
+    data = data_args(tmp_path)
+    ensure_prepared(data, SMALL)
+    changed = replace(data, max_stories=30)
+    module = dict(zip(STAGES, (raw_stories, tokenizer_module, prepare), strict=True))[stage]
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stage, stop)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_prepared(changed, SMALL)
+    finished = file_times(data.data_dir)
+    manifest = ensure_prepared(changed, SMALL)
+    assert manifest.provenance.max_stories == 30
+    stages = ["raw/source.json", "tokenizer/tokenizer.json"]
+    num_done = STAGES.index(stage)
+    again = file_times(data.data_dir)
+    assert all(again[name] == finished[name] for name in stages[:num_done])
+
+
+def test_modified_or_missing_files(tmp_path: Path, caplog) -> None:
     data = data_args(tmp_path)
     manifest = ensure_prepared(data, SMALL)
     tokenizer_json = data.data_dir / "tokenizer" / "tokenizer.json"
     original = tokenizer_json.read_text()
     tokenizer_json.write_text(original + "\n")
-    assert f"{tokenizer_json} is not the tokenizer of the token files" in error_line(data)
+    assert f"{tokenizer_json} is not the tokenizer that was built there" in error_line(data)
     tokenizer_json.unlink()
-    assert f"{tokenizer_json.parent} is missing or incomplete" in error_line(data)
-    tokenizer_json.write_text(original)
+    assert ensure_prepared(data, SMALL) == manifest
+    assert tokenizer_json.read_text() == original
 
     data_args(tmp_path, [*STORIES, "one more"])
-    assert "stories.jsonl' has changed from sha256:" in error_line(data)
+    ensure_prepared(data, SMALL)
+    assert "stories.jsonl' has changed from sha256:" in caplog.text
     data_args(tmp_path)
+    assert ensure_prepared(data, SMALL) == manifest
 
     path = data.data_dir / "train.bin"
     num_bytes = 2 * manifest.splits["train"]["num_tokens"]
@@ -185,13 +260,14 @@ def test_modified_or_missing_files_are_rejected(tmp_path: Path) -> None:
     assert ensure_prepared(data, SMALL) == manifest
 
 
-def test_tokenizer_of_other_stories_is_rejected(tmp_path: Path) -> None:
+def test_tokenizer_of_other_stories_is_built_again(tmp_path: Path, caplog) -> None:
     data = data_args(tmp_path)
-    ensure_prepared(data, SMALL)
+    expected = ensure_prepared(data, SMALL)
     manifest = data.data_dir / "tokenizer" / "training.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"revision": "sha256:other"}))
     (data.data_dir / "manifest.json").unlink()
-    assert "has changed from sha256:other to" in error_line(data)
+    assert ensure_prepared(data, SMALL) == expected
+    assert "has changed from sha256:other to" in caplog.text
 
 
 def test_fewer_tokens_than_one_window_are_rejected(tmp_path: Path) -> None:

@@ -26,14 +26,19 @@ from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.filters.cleaning import RuleCounts
 from tinystories_slm.data.filters.dropped import DuplicateCounts
 from tinystories_slm.data.instruct import BLOCK_START, story_start
-from tinystories_slm.data.provenance import DataManifest, raise_if_different
+from tinystories_slm.data.provenance import DataManifest, log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.data.sources.mixture import PartCounts
 from tinystories_slm.data.story_encoder import StoryEncoder
-from tinystories_slm.data.tokenizer import TokenizerManifest, load_tokenizer, train_tokenizer
+from tinystories_slm.data.tokenizer import (
+    TokenizerManifest,
+    check_tokenizer_file,
+    load_tokenizer,
+    train_tokenizer,
+)
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.host import num_usable_cores
-from tinystories_slm.io.atomic import atomic_write, directory_lock, file_sha256
+from tinystories_slm.io.atomic import atomic_write, directory_lock
 
 logger = logging.getLogger(__name__)
 
@@ -76,23 +81,22 @@ class Manifest(DataManifest):
 def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     """Write the token files to `data.data_dir`; first download stories and train a tokenizer if missing.
 
-    Existing token files with the same options are checked and kept.
+    Existing files with the same options are checked and kept. If options or stories have changed, what
+    depends on them is built again, with a warning, and the rest is kept.
 
     Raises:
-        UserError: the folder contains data with other options (the message lists all differences), or a
-            file is damaged.
+        UserError: stories or tokenizer cannot be had, or a file is damaged.
     """
-    path = data.data_dir / "manifest.json"
-    if path.exists():
-        raise_if_different(data.data_dir, *_differences(Manifest.load(path), data, tokenizer))
-    if not _is_prepared(data.data_dir):
+    if _differences(data, tokenizer) != []:
         download_data(data)
         train_tokenizer(data, tokenizer)
         with directory_lock(data.data_dir, option="data.data_dir"):
-            if not _is_prepared(data.data_dir):
+            differences = _differences(data, tokenizer)
+            if differences != []:
+                if differences:
+                    log_rebuild("the token files", data.data_dir, differences)
                 return _tokenize_splits(data)
-    manifest = Manifest.load(path)
-    raise_if_different(data.data_dir, *_differences(manifest, data, tokenizer))
+    manifest = Manifest.load(data.data_dir / "manifest.json")
     for split in manifest.splits:
         open_tokens(data.data_dir, split, manifest)
     logger.info("using the existing token files in %s", data.data_dir)
@@ -138,23 +142,24 @@ def open_tokens(data_dir: Path, split: str, manifest: Manifest) -> np.memmap:
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
 
 
-def _differences(manifest: Manifest, data: DataArgs, args: TokenizerArgs) -> tuple[list[str], str]:
-    """Return one phrase per difference between prepared data and options, and the files to delete."""
+def _differences(data: DataArgs, args: TokenizerArgs) -> list[str] | None:
+    """Return one phrase per difference between token files and options; None without token files."""
+    if not _is_prepared(data.data_dir):
+        return None
+    manifest = Manifest.load(data.data_dir / "manifest.json")
     found = manifest.provenance.differences(data)
-    delete = "that folder" if found else "its manifest.json"
     folder = data.data_dir / "tokenizer"
     if not (folder / "training.json").exists() or not (folder / "tokenizer.json").exists():
         found.append(f"{folder} is missing or incomplete")
     else:
-        tokenizer_differences = TokenizerManifest.load(folder / "training.json").tokenizer_differences(args)
-        if tokenizer_differences and not found:
-            delete = "its tokenizer folder and manifest.json"
-        found += tokenizer_differences
-        if file_sha256(folder / "tokenizer.json") != manifest.tokenizer_sha256:
-            found.append(f"{folder / 'tokenizer.json'} is not the tokenizer of the token files")
+        tokenizer = TokenizerManifest.load(folder / "training.json")
+        found += tokenizer.tokenizer_differences(args)
+        if tokenizer.tokenizer_sha256 != manifest.tokenizer_sha256:
+            found.append("the tokenizer was built again")
+        check_tokenizer_file(folder)
     if data.token_dtype not in ("auto", manifest.token_dtype):
         found.append(f"data.token_dtype is {manifest.token_dtype!r} (configured: {data.token_dtype!r})")
-    return found, delete
+    return found
 
 
 def _tokenize_splits(data: DataArgs) -> Manifest:
@@ -163,6 +168,7 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
     tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
     _check_inputs(data.data_dir, raw, tokenizer)
     token_dtype = _token_dtype(data, tokenizer.vocab_size)
+    (data.data_dir / "manifest.json").unlink(missing_ok=True)  # of the files that are replaced
     splits: dict[str, TokenCounts] = {}
     with ExitStack() as files:  # both files get their final names only when both are complete
         for split, counts in raw.splits.items():

@@ -1,6 +1,7 @@
 """Provenance of prepared data: source, revision and options, recorded by each preparation step."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints, is_ty
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data.sources.registry import find_recorded_source
 from tinystories_slm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _COMPARED = ("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories")
 
@@ -158,14 +161,6 @@ def _rename_old_fields(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def raise_if_different(data_dir: Path, differences: list[str], delete: str = "that folder") -> None:
-    """Reject data prepared with other options, so that data is never overwritten or reused by mistake.
-
-    Raises:
-        UserError: `differences` is not empty; the message lists all of them.
-    """
-    if differences:
-        raise UserError(
-            f"data.data_dir ({data_dir}) contains data prepared with other options: "
-            f"{'; '.join(differences)}. Use another --data.data_dir, or delete {delete} to rebuild the data"
-        )
+def log_rebuild(what: str, data_dir: Path, differences: list[str]) -> None:
+    """Warn that existing data are built again, with every reason."""
+    logger.warning("building %s of %s again: %s", what, data_dir, "; ".join(differences))

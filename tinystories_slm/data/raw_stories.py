@@ -21,7 +21,7 @@ from tinystories_slm.data.filters.cleaning import (
     choose_rules,
 )
 from tinystories_slm.data.filters.dropped import DroppedStories, DuplicateCounts, drop_repeated
-from tinystories_slm.data.provenance import DataManifest, Provenance, raise_if_different
+from tinystories_slm.data.provenance import DataManifest, Provenance, log_rebuild
 from tinystories_slm.data.source_stories import (
     StoryCounts,
     empty_split_error,
@@ -60,26 +60,33 @@ class RawManifest(DataManifest):
 def download_data(data: DataArgs) -> Path:
     """Write train.parquet, validation.parquet and source.json to `data.data_dir/raw`.
 
-    Existing stories with the same options are kept.
+    Existing stories with the same options are kept; others are replaced, with a warning, when the new ones
+    are complete.
 
     Returns:
         The folder `raw`.
 
     Raises:
-        UserError: the source cannot be read, a split is empty, or the folder contains other stories or the
-            source itself.
+        UserError: the source cannot be read, a split is empty, or the folder contains the source itself.
     """
     folder = data.data_dir / "raw"
-    manifest = folder / "source.json"
     check_data_dir(data)
-    if not manifest.exists():
+    if _differences(folder, data) != []:
         with directory_lock(data.data_dir, option="data.data_dir"):
-            if not manifest.exists():
+            differences = _differences(folder, data)
+            if differences != []:
+                if differences:
+                    log_rebuild("the stories", data.data_dir, differences)
                 _download(data, folder)
                 return folder
-    raise_if_different(data.data_dir, RawManifest.load(manifest).provenance.differences(data))
     logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
+
+
+def _differences(folder: Path, data: DataArgs) -> list[str] | None:
+    """Return one phrase per difference between the stories in `folder` and `data`; None without stories."""
+    manifest = folder / "source.json"
+    return RawManifest.load(manifest).provenance.differences(data) if manifest.exists() else None
 
 
 def check_data_dir(data: DataArgs) -> None:
@@ -122,7 +129,8 @@ def _download(data: DataArgs, folder: Path) -> None:
     counts = zero_counts("train", "validation")
     read = partial(iter_splits, splits, counts, data.validation_split, data.validation_fraction)
     rules = _choose_rules(data, splits)
-    with atomic_directory(folder) as unfinished, ExitStack() as files:
+    has_manifest = (folder / "source.json").exists()
+    with atomic_directory(folder, replace=has_manifest) as unfinished, ExitStack() as files:
         cleaner = Cleaner(rules)
         deduplicates = _is_filtered(data, data.deduplicate)
         if rules or deduplicates:

@@ -29,7 +29,7 @@ from tinystories_slm.data.bpe_training import (
     train_on_pieces,
 )
 from tinystories_slm.data.chat_template import set_chat_template
-from tinystories_slm.data.provenance import DataManifest, raise_if_different
+from tinystories_slm.data.provenance import DataManifest, log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT, first_line
 from tinystories_slm.data.sources.hub import resolve_model_commit
@@ -80,31 +80,54 @@ class TokenizerManifest(DataManifest):
 
 
 def train_tokenizer(data: DataArgs, tokenizer: TokenizerArgs) -> Path:
-    """Build `data.data_dir/tokenizer`; first download the stories if they are missing.
+    """Build `data.data_dir/tokenizer`; first download the stories if they are missing or others.
 
-    An existing tokenizer with the same options is kept.
+    An existing tokenizer of the same stories with the same options is kept; another one is replaced, with a
+    warning, when the new one is complete.
 
     Returns:
         The folder with tokenizer.json, tokenizer_config.json and training.json.
 
     Raises:
-        UserError: the folder contains another tokenizer, or `tokenizer.pretrained` cannot be used.
+        UserError: the stories cannot be downloaded, or `tokenizer.pretrained` cannot be used.
     """
     folder = data.data_dir / "tokenizer"
-    manifest = folder / "training.json"
-    if not manifest.exists():
+    if tokenizer_differences(folder, data, tokenizer) != []:
         download_data(data)
         with directory_lock(data.data_dir, option="data.data_dir"):
-            if not manifest.exists():
+            differences = tokenizer_differences(folder, data, tokenizer)
+            if differences != []:
+                if differences:
+                    log_rebuild("the tokenizer", data.data_dir, differences)
                 _build_tokenizer(data, tokenizer, folder)
                 return folder
-    found = TokenizerManifest.load(manifest)
-    raise_if_different(data.data_dir, found.provenance.differences(data))
-    raise_if_different(
-        data.data_dir, found.tokenizer_differences(tokenizer), "its tokenizer folder and manifest.json"
-    )
     logger.info("using the existing tokenizer in %s", folder)
     return folder
+
+
+def tokenizer_differences(folder: Path, data: DataArgs, args: TokenizerArgs) -> list[str] | None:
+    """Return one phrase per difference between the tokenizer in `folder` and the options; None for none."""
+    if not (folder / "training.json").exists():
+        return None
+    if not (folder / "tokenizer.json").exists():
+        return [f"{folder / 'tokenizer.json'} is missing"]
+    found = TokenizerManifest.load(folder / "training.json")
+    check_tokenizer_file(folder)
+    return found.provenance.differences(data) + found.tokenizer_differences(args)
+
+
+def check_tokenizer_file(folder: Path) -> None:
+    """Check that `folder/tokenizer.json` is as it was built.
+
+    Raises:
+        UserError: it has changed, which is not overwritten.
+    """
+    path = folder / "tokenizer.json"
+    if file_sha256(path) != TokenizerManifest.load(folder / "training.json").tokenizer_sha256:
+        raise UserError(
+            f"{path} is not the tokenizer that was built there; delete {folder} to build it again, or copy "
+            "your own elsewhere and set --tokenizer.pretrained to its folder"
+        )
 
 
 def load_tokenizer(
@@ -346,7 +369,7 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
             sum(map(bool, lost)),
             len(lost),
         )
-    with atomic_directory(folder) as unfinished:
+    with atomic_directory(folder, replace=(folder / "training.json").exists()) as unfinished:
         save_tokenizer(tokenizer, unfinished)
         TokenizerManifest(
             provenance=raw.provenance,

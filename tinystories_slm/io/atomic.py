@@ -95,13 +95,16 @@ def write_output(path: Path, text: str, *, option: str = "output") -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary directory; rename it to `path` on success, remove it on error.
 
+    With `replace`, an existing directory is removed only then. A kill in between leaves no `path`.
+
     Raises:
-        UserError: `path` exists. Callers check first that it is not a complete directory of this program.
+        UserError: `path` exists, and `replace` is false. Callers check first that it is not a complete
+            directory of this program.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise UserError(f"{path} exists, but this program did not complete it; move it away")
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
@@ -110,6 +113,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield partial
         for file in partial.iterdir():
             _fsync(file)
+        if path.exists():
+            remove_directory(path)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -73,6 +73,7 @@ class PackedDataset(ABC):
         self.mask_across_stories = mask_across_stories
         self.prompt_lengths = prompt_lengths
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
+        self._identity = _file_identity(path)
         num_bytes = path.stat().st_size
         if num_bytes % self._dtype.itemsize:
             raise UserError(
@@ -136,7 +137,16 @@ class PackedDataset(ABC):
         return Batch(input_ids, self.labels(input_ids, positions), position_ids)
 
     def tokens(self) -> np.memmap:
-        """Return the ids of the file, (num_tokens,)."""
+        """Return the ids of the file, (num_tokens,).
+
+        Raises:
+            UserError: the file is no longer the one that was opened.
+        """
+        if _file_identity(self.path) != self._identity:
+            raise UserError(
+                f"{self.path} was replaced while this run reads it; resume the run, and use another "
+                "--data.data_dir for data with other options"
+            )
         # Reopened for each batch: the pages of an open map count as memory of this process.
         return np.memmap(self.path, dtype=self._dtype, mode="r", shape=(self.num_tokens,))
 
@@ -150,3 +160,8 @@ class PackedDataset(ABC):
         columns = np.arange(self.seq_len)
         starts = np.where(input_ids == self.eos_token_id, columns, 0)
         return columns - np.maximum.accumulate(starts, axis=1)
+
+
+def _file_identity(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
