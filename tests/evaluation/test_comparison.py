@@ -61,7 +61,7 @@ def test_models_are_compared_on_the_same_stories(models, stories, tmp_path, caps
     options = {"data": str(stories), "device": "cpu"}
     alone = evaluate(EvaluateArgs(model=other, output=tmp_path / "one.json", **options))
     printed = capsys.readouterr().out
-    assert "stories        every story: no record says that a model was trained on them" in printed
+    assert "stories        every story: no record says that a model was trained on these data" in printed
     assert (
         "start, end     <|endoftext|>, <|endoftext|> (trained here)" in printed and "by position" in printed
     )

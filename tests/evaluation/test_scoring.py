@@ -54,13 +54,15 @@ def gpt2_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 def test_scores_do_not_depend_on_batch_size_or_padding(
     story_model, tokenizer, texts, batch_size, padding_side
 ):
-    expected = score_model(story_model, tokenizer, texts, batch_size=1)
-    tokenizer.padding_side = padding_side
-    tokenizer(texts, padding=True, truncation=True, max_length=5)  # leaves its settings in the backend
-    found = score_model(story_model, tokenizer, texts, batch_size=batch_size)
-    np.testing.assert_allclose(found.scores.token_nats, expected.scores.token_nats, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.scores.nats, expected.scores.nats, rtol=1e-5)  # measured: 6e-8
-    assert (found.scores.num_tokens == expected.scores.num_tokens).all()
+    for model in (story_model, gpt2(), gpt2(end_bias=-15.0)):
+        expected = score_model(model, tokenizer, texts, batch_size=1)
+        tokenizer.padding_side = padding_side
+        tokenizer(texts, padding=True, truncation=True, max_length=5)  # leaves its settings in the backend
+        found = score_model(model, tokenizer, texts, batch_size=batch_size)
+        np.testing.assert_allclose(found.scores.token_nats, expected.scores.token_nats, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.scores.nats, expected.scores.nats, rtol=1e-5)  # measured: 6e-8
+        assert (found.scores.num_tokens == expected.scores.num_tokens).all()
+        assert (found.start, found.end) == (expected.start, expected.end)
 
 
 def test_bfloat16_scores_differ_by_less_than_the_stated_bound(tokenizer):

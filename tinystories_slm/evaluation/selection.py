@@ -179,12 +179,9 @@ def _reason(
 ) -> str:
     """Return which stories were scored, and why, as a phrase."""
     if fraction is None and split == WHOLE:
-        why = (
-            "no model was trained on these data"
-            if is_known
-            else "no record says that a model was trained on them"
-        )
-        reason = f"every story: {why}" if not was_trained else "every story: no run held stories out"
+        unknown = "no record says that a model was trained on these data"
+        untrained = "no model was trained on these data" if is_known else unknown
+        reason = f"every story: {'the data have one split' if was_trained else untrained}"
     elif fraction is None:
         reason = f"the {split} split of the data"
     elif args.validation_split is not None or args.validation_fraction is not None:
