@@ -20,7 +20,8 @@ def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from tinystories_slm.runs.figures import Figure  # matplotlib takes a second to import
+    # matplotlib takes a second to import.
+    from tinystories_slm.runs.figures import Figure, LogLocator, NullLocator
 
     shown = [scores for scores in results if "text_bits_per_byte" in scores]
     for scores in results:
@@ -33,10 +34,21 @@ def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
         low, high = scores["intervals"]["text_bits_per_byte"] or (y, y)
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], fmt="o", capsize=3)
         axes.annotate(scores["model"], (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="parameters without embeddings", ylabel="bits per byte of the text")
-    if shown:
-        axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.15)
+    axes.set(xlabel="parameters without embeddings", ylabel="bits per byte of the text (lower is better)")
+    sizes = [max(1, scores["num_non_embedding_parameters"]) for scores in shown] or [1]
+    # A factor of 3 on both sides, so that models of nearly one size do not look far apart.
+    axes.set(xscale="log", xlim=(min(sizes) / 3, 3 * max(sizes)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda count, _: _format_count(count))
+    axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     with translate_write_errors("plot", path), atomic_write(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _format_count(count: float) -> str:
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:g}{suffix}"
+    return f"{count:g}"
