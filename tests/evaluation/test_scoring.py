@@ -108,6 +108,9 @@ def test_end_token_that_training_did_not_use_is_not_scored():
     metrics = scores.metrics()
     assert metrics["bits_per_byte"] == pytest.approx(metrics["text_bits_per_byte"])
 
+    unknown.config.training_data = [{"source": "builtin"}]  # an export of a model that was trained here
+    assert score_model(unknown, tokenizer, TEXTS[:1], batch_size=1).metrics()["end_reason"] == "trained here"
+    del unknown.config.training_data
     scored = score_model(unknown, tokenizer, TEXTS[:1], batch_size=1, end_token="scored")
     assert scored.end == "<|endoftext|>" and scored.scores.nats[0] > scores.scores.nats[0] + 10
     assert score_model(known, tokenizer, TEXTS[:1], batch_size=1, end_token="unscored").end is None

@@ -55,7 +55,7 @@ def find_scored_boundaries(
         is_scored, reason = False, "the tokenizer has no end token that the model knows"
     elif end_token != "auto":
         is_scored, reason = end_token == "scored", f"by the option end_token ({end_token})"
-    elif model.config.model_type == TinyStoriesConfig.model_type:
+    elif _was_trained_here(model):
         is_scored, reason = True, "trained here"
     else:
         is_scored, reason = _is_end_known(model, start_ids, end_id, stories, batch_size)
@@ -64,6 +64,12 @@ def find_scored_boundaries(
     # A start token that is also the end token was not seen, either.
     start_ids = [] if start_ids in ([end_id], [tokenizer.eos_token_id]) else start_ids
     return ScoredBoundaries(start_ids=start_ids, end_id=None, end_reason=reason)
+
+
+def _was_trained_here(model: PreTrainedModel) -> bool:
+    """Whether the model is ours in any form; an export as a class of transformers records its data."""
+    is_own = model.config.model_type == TinyStoriesConfig.model_type
+    return is_own or bool(getattr(model.config, "training_data", None))
 
 
 def _is_end_known(
