@@ -104,6 +104,7 @@ def load_model_folder(
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = torch.float32,
+    requires_eos: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load any causal language model and its tokenizer from a folder or the Hub.
 
@@ -117,6 +118,7 @@ def load_model_folder(
         trust_remote_code: Run the code in the folder or repository.
         device: Device of the model; None or `auto` for the best available one.
         dtype: Type of the weights.
+        requires_eos: Reject a tokenizer without an end-of-text token.
 
     Raises:
         UserError: the model cannot be loaded, it needs code that is not trusted, or the device is not
@@ -145,7 +147,12 @@ def load_model_folder(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"model {model!r} cannot be loaded: {reason[:300]}") from error
     _check_weights(model, network, loading)
-    tokenizer = load_tokenizer(model, revision=pinned.get("revision"), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        model,
+        revision=pinned.get("revision"),
+        trust_remote_code=trust_remote_code,
+        requires_eos=requires_eos,
+    )
     return network.to(device).eval(), tokenizer
 
 

@@ -16,9 +16,9 @@ class TextBoundaries:
     start_ids: list[int]
     """Ids before each text; empty if the model reads texts without a start token."""
     context_ids: list[int]
-    """Ids that the first token of a scored text, and an empty prompt, follow; never empty."""
-    end_id: int
-    """Id after each text."""
+    """Ids that the first token of a scored text, and an empty prompt, follow; empty without bos and eos."""
+    end_id: int | None
+    """Id after each text; None without an eos token."""
     stop_ids: list[int]
     """Ids that end a generated text: the tokenizer's, then those of the model's `generation_config`."""
 
@@ -34,10 +34,10 @@ def text_boundaries(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if _is_own(model):
         return TextBoundaries([eos], [eos], eos, stop_ids)
     before, after = _template_ids(tokenizer)
-    start_ids = before or ([eos] if bos == eos else [])
+    start_ids = before or ([eos] if bos == eos and eos is not None else [])
     return TextBoundaries(
         start_ids=start_ids,
-        context_ids=start_ids or [eos if bos is None else bos],
+        context_ids=start_ids or [token for token in (bos, eos) if token is not None][:1],
         end_id=after[-1] if after else _end_id(model, tokenizer),
         stop_ids=stop_ids,
     )
@@ -45,7 +45,8 @@ def text_boundaries(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end a text: the tokenizer's, then those of the model's `generation_config`."""
-    return list(dict.fromkeys([tokenizer.eos_token_id, *_configured_stop_ids(model)]))
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*own, *_configured_stop_ids(model)]))
 
 
 def suppressed_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -75,7 +76,7 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
     return [], []
 
 
-def _end_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def _end_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the eos token, unless `generation_config` lists only other special tokens: then the first."""
     configured = _configured_stop_ids(model)
     special = [token for token in configured if token in tokenizer.added_tokens_decoder]

@@ -148,8 +148,20 @@ def test_evaluate_writes_metrics_and_the_entropy_of_the_corpus(run_dir, tmp_path
     assert report["loss"] > report["entropy"] > 0
     assert report["entropy"] * report["num_tokens"] / 20 == pytest.approx(grammar.entropy(), rel=0.05)
     assert "(corpus entropy: " in done.stdout
-    for name, value in json.loads(output.read_text()).items():
-        assert value == (pytest.approx(report[name], rel=1e-6) if isinstance(value, float) else report[name])
+    found, expected = _leaves(json.loads(output.read_text())), _leaves(report)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value == (
+            pytest.approx(expected[name], rel=1e-6) if isinstance(value, float) else expected[name]
+        )
+
+
+def _leaves(value: object, path: tuple = ()) -> dict[tuple, object]:
+    """Return the values inside nested lists and objects by their path."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {place: leaf for key, item in items for place, leaf in _leaves(item, (*path, key)).items()}
 
 
 def test_evaluate_accepts_a_text_column_of_a_jsonl_file(run_dir, tmp_path):

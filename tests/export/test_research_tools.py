@@ -1,5 +1,6 @@
 """Exports in other tools: each line of docs/tools.md about a tool of the extra `research`."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
+from conftest import FAMILIES, ROOT, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tinystories_slm.data.tokenizer import train_story_tokenizer
+from tinystories_slm.evaluation.evaluate import score_texts
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.export import ExportArgs, export
 from tinystories_slm.model import TinyStoriesForCausalLM
@@ -205,6 +207,36 @@ def test_lm_eval_scores_the_text_without_its_end(family, format, published, mode
         [rolling], disable_tqdm=True
     )
     assert -log_likelihood == pytest.approx(scores.nats[0] - end, abs=1e-3)
+
+
+@pytest.mark.parametrize("format", ["custom", "native"])
+def test_lm_eval_task_has_our_bits_per_byte_of_the_text(format, published, model_of, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval", reason=INSTALL)
+    from lm_eval.tasks import TaskManager
+
+    texts = [TEXT, "Everyone was happy.", "Zoë saw 🦊.", "She ran."]
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    task = {
+        "include": str(ROOT / "configs" / "lm_eval" / "tinystories.yaml"),
+        "task": "my_stories",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": str(tmp_path / "stories.jsonl")}},
+    }
+    (tmp_path / "my_stories.yaml").write_text(json.dumps(task))
+    folder = published("llama", format)
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "add_bos_token": False, **loading_options(format)},
+        tasks=["my_stories"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        device="cpu",
+        batch_size=2,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    expected = score_texts(model_of("llama"), tokenizer, texts, batch_size=2)
+    found = results["results"]["my_stories"]["bits_per_byte,none"]
+    assert found == pytest.approx(expected["text_bits_per_byte"], rel=1e-5)
+    assert found != pytest.approx(expected["bits_per_byte"], rel=1e-2)  # with the end tokens
 
 
 @every_family

@@ -52,7 +52,9 @@ COMMANDS = {
     ),
     "train": Command("tinystories_slm.training:train", _CONFIG, "train a model, or resume its run", True),
     "evaluate": Command(
-        "tinystories_slm.evaluation.evaluate:evaluate", f"{_ARGS}:EvaluateArgs", "loss and bits per byte"
+        "tinystories_slm.evaluation.evaluate:evaluate",
+        f"{_ARGS}:EvaluateArgs",
+        "loss and bits per byte of models",
     ),
     "generate": Command(
         "tinystories_slm.commands.generate:generate", f"{_ARGS}:GenerateArgs", "generate stories from prompts"

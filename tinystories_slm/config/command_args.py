@@ -126,10 +126,11 @@ class GenerateArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArgs:
-    """Score a causal language model on stories: loss, perplexity, bits per byte and accuracy."""
+    """Score causal language models on stories: loss, perplexity, bits per byte and accuracy."""
 
-    model: str
-    """Model folder (RUN/best) or Hub id of any causal language model."""
+    model: list[str] | str
+    """Model folder (RUN/best) or Hub id of any causal language model; repeat it to compare several models, on
+    stories that none of them was trained on."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None
@@ -139,13 +140,20 @@ class EvaluateArgs:
     model was not trained on are scored in full if they have one split."""
     batch_size: int = 32
     """Windows per forward pass; changes speed and memory, not the scores."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster on a GPU and changes the scores slightly."""
     max_stories: int | None = None
     """Number of stories to score, from the start of the split; null for all."""
     tasks: str | None = None
     """Further measurements, of 16 stories that the model generates, separated by commas: `ended`, `grammar`;
     see `train.eval_tasks` of a run."""
     output: Path | None = None
-    """JSON file for the scores; null for none."""
+    """File for the scores: JSON with all of them, or with the suffix .csv or .md a table; null for none."""
+    plot: Path | None = None
+    """PNG or SVG file for a plot of bits per byte against parameters; null for none."""
+    end_token: Literal["auto", "scored", "unscored"] = "auto"
+    """Whether the model's end token is scored after each story; auto leaves it out for a model that did not
+    see it in training."""
     text_column: str = "text"
     """Column (parquet, CSV) or key (JSON) that holds the story."""
     revision: str | None = None
@@ -155,7 +163,7 @@ class EvaluateArgs:
     validation_fraction: float | None = None
     """As `data.validation_fraction` of a run; null for that of the run on these data, else 0.05."""
     model_revision: str | None = None
-    """Branch, tag or commit of a Hub model; null for its newest commit."""
+    """Branch, tag or commit of a Hub model, of each of several; null for the newest commit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model; auto selects cuda, else mps, else cpu."""
     trust_remote_code: bool = False
@@ -171,12 +179,21 @@ class EvaluateArgs:
             raise UserError(
                 f"validation_fraction ({self.validation_fraction}) must be between 0 and 1; try 0.05"
             )
-        if self.output is not None and self.output.is_dir():
-            raise UserError(f"output ({self.output}) is a folder; use the path of a file")
-        if self.output is not None and not self.output.parent.is_dir():
-            raise UserError(
-                f"output ({self.output}) is in a folder that does not exist; create {self.output.parent}"
-            )
+        for name in ("output", "plot"):
+            path = getattr(self, name)
+            if path is not None and path.is_dir():
+                raise UserError(f"{name} ({path}) is a folder; use the path of a file")
+            if path is not None and not path.parent.is_dir():
+                raise UserError(f"{name} ({path}) is in a folder that does not exist; create {path.parent}")
+        if self.plot is not None and self.plot.suffix.lower() not in (".png", ".svg"):
+            raise UserError(f"plot ({self.plot}): must end in .png or .svg; use another name")
+        if not self.models:
+            raise UserError("model ([]): must name a model; set --model")
+
+    @property
+    def models(self) -> list[str]:
+        """Models to score, in order; the others are compared with the first."""
+        return [self.model] if isinstance(self.model, str) else list(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

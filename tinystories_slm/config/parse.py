@@ -1,5 +1,6 @@
 """Parse YAML files and flags into a typed dataclass, with one-line errors."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
     given = rename_flags(sys.argv[1:] if argv is None else argv, RENAMED_OPTIONS)
     parser = _build_parser(args_type, Path(sys.argv[0]).name)
     try:
-        given, texts = _set_null_texts_aside(given, args_type)
+        given, texts = _set_null_texts_aside(_join_repeated(given, args_type), args_type)
         given = _config_files_first(_expand_switches(given, args_type), args_type)
         namespace = parser.parse_args(given)
         _reject_null_sections(namespace, args_type)
@@ -93,9 +94,25 @@ _PARSER_ERRORS = (
     ArgumentError, AttributeError, LookupError, OSError, OverflowError, RecursionError, TypeError, ValueError,
     yaml.YAMLError,
 )  # fmt: skip
+_REPEATABLE = (list[str] | str,)
 _NUMBERS = (int, int | None, float, float | None)
 _PATHS = (Path, Path | None)
 _PLACEHOLDER = "text that YAML reads as null"
+
+
+def _join_repeated(argv: Sequence[str], args_type: type) -> list[str]:
+    """Replace the values of each option that may be repeated (`--model A --model B`) by one JSON list."""
+    repeatable = {f"--{name}" for name in _option_names(args_type, of=_REPEATABLE)}
+    values: dict[str, list[str]] = {}
+    kept: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name in repeatable and (equals or (value := next(rest, None)) is not None):
+            values.setdefault(name, []).append(value)
+        else:
+            kept.append(arg)
+    return kept + [f"{name}={json.dumps(given, ensure_ascii=False)}" for name, given in values.items()]
 
 
 def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[str], dict[str, str | Path]]:
@@ -204,8 +221,10 @@ def _reject_null_characters(args: object, prefix: str = "") -> None:
         name, value = prefix + field.name, getattr(args, field.name)
         if is_dataclass(value):
             _reject_null_characters(value, f"{name}.")
-        elif isinstance(value, str | Path) and "\0" in str(value):
-            raise UserError(f"{name} ({str(value)!r}): must not contain a NUL character; remove it")
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise UserError(f"{name} ({str(text)!r}): must not contain a NUL character; remove it")
 
 
 def _option_names(args_type: type, prefix: str = "", of: Sequence[object] = ()) -> list[str]:

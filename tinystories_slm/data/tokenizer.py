@@ -10,6 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, repeat, takewhile
 from pathlib import Path
@@ -131,14 +132,19 @@ def check_tokenizer_file(folder: Path) -> None:
 
 
 def load_tokenizer(
-    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    requires_eos: bool = True,
 ) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a folder or of a Hub id (at `revision`).
 
     Custom code of the repository runs only with `trust_remote_code`.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, is not a fast tokenizer, or has no end-of-text token.
+        UserError: the tokenizer cannot be loaded, is not a fast tokenizer, or has no end-of-text token
+            although `requires_eos`.
     """
     label = f"tokenizer ({name_or_path})"
     name = str(expand_user(name_or_path))
@@ -155,7 +161,7 @@ def load_tokenizer(
         ) from error
     if not tokenizer.is_fast:
         raise UserError(f"{label} has no tokenizer.json, so it is not a fast tokenizer; use another one")
-    if tokenizer.eos_token_id is None:
+    if requires_eos and tokenizer.eos_token_id is None:
         raise UserError(f"{label} has no eos token to separate stories; use another one")
     return tokenizer
 
@@ -176,15 +182,32 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def encode_stories(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Encode each text without truncation or special ids; `<|endoftext|>` in a text is plain text."""
+    with _plain_text(tokenizer) as backend:
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+
+def token_character_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Return for each text the characters before the end of each token of `encode_stories`.
+
+    A token that is a part of a character ends where the character ends.
+    """
+    with _plain_text(tokenizer) as backend:
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [[end for _, end in encoding.offsets] for encoding in encodings]
+
+
+@contextmanager
+def _plain_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokenizer]:
+    """Make the backend encode whole texts, and special tokens in them as plain text."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # transformers resets all three in each of its own calls
     try:
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        yield backend
     finally:
         backend.encode_special_tokens = tokenizer.split_special_tokens
-    return [encoding.ids for encoding in encodings]
 
 
 def count_lost_bytes(

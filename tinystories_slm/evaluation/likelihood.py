@@ -5,6 +5,9 @@ tokens of the model (`text_boundaries`), and every token after the start is pred
 than the model's context is split into windows that overlap by half, so that each later token has at least
 half a context before it. Losses are in nats. Sums are kept in float64 and divided once, so neither the batch
 size nor the order of the stories matters.
+
+A model that was trained without any start token cannot predict the first token of a story. This token then
+costs ln(vocabulary size) nats, a uniform guess, so that every byte of the story is paid for.
 """
 
 import math
@@ -28,13 +31,22 @@ class StoryScores:
     num_correct: np.ndarray
     """Number of tokens that equal the argmax of the model, int64."""
     num_tokens: np.ndarray
-    """Number of predicted tokens, including the end token, int64."""
+    """Number of predicted tokens, including the end token if it is scored, int64."""
+    token_nats: np.ndarray
+    """Negative log-likelihood of each token, float64: one story after another, (sum of `num_tokens`,)."""
+
+    @property
+    def token_story(self) -> np.ndarray:
+        """Story of each token in `token_nats`, int64."""
+        return np.repeat(np.arange(len(self.num_tokens)), self.num_tokens)
 
 
 @dataclass(frozen=True)
 class _ScoringWindow:
     story: int
     token_ids: Sequence[int]
+    first_scored: int
+    """Index of the first scored token among the scored tokens of the story."""
     num_scored: int
     """Number of tokens scored at the end of the window; the tokens before them are context."""
 
@@ -55,12 +67,17 @@ def metrics_from_sums(
     }
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Number of token ids that `model` has an embedding for."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
 @torch.no_grad()
 def score_stories(
     model: PreTrainedModel,
     stories: Sequence[Sequence[int]],
     *,
-    eos_token_id: int,
+    eos_token_id: int | None,
     start_ids: Sequence[int] = (),
     batch_size: int,
     autocast: AbstractContextManager | None = None,
@@ -68,22 +85,31 @@ def score_stories(
 ) -> StoryScores:
     """Score sequences of token ids (without start and end token) by the protocol of this module.
 
-    `eos_token_id` ends each story, and precedes it if there are no `start_ids`. The model runs in evaluation
-    mode and is then reset to its previous mode. `autocast` is a context manager for forward passes in lower
+    `eos_token_id` ends each story, and precedes it if there are no `start_ids`. If it is None, no end is
+    scored; without `start_ids`, the first token then costs a uniform guess. The model runs in evaluation mode
+    and is then reset to its previous mode. `autocast` is a context manager for forward passes in lower
     precision.
     """
+    start = list(start_ids) or ([] if eos_token_id is None else [eos_token_id])
+    end = [] if eos_token_id is None else [eos_token_id]
     context = getattr(model.config, "max_position_embeddings", None) or max(map(len, stories)) + 1
     windows = [
         window
         for i, ids in enumerate(stories)
-        for window in _split_into_windows(i, ids, list(start_ids) or [eos_token_id], eos_token_id, context)
+        for window in _split_into_windows(i, [*start, *ids, *end], max(1, len(start)), len(start), context)
     ]
     # Sorting by length minimizes padding; with the longest first, a lack of memory shows immediately.
     windows.sort(key=lambda window: len(window.token_ids), reverse=True)
 
     nats = np.zeros(len(stories))
     num_correct = np.zeros(len(stories), dtype=np.int64)
-    num_tokens = np.zeros(len(stories), dtype=np.int64)
+    num_tokens = np.array([len(ids) + len(end) for ids in stories], dtype=np.int64)
+    first_tokens = np.cumsum(num_tokens) - num_tokens
+    token_nats = np.zeros(num_tokens.sum())
+    if not start:
+        guess_nats = math.log(vocabulary_size(model))
+        token_nats[first_tokens[num_tokens > 0]] = guess_nats
+        nats[num_tokens > 0] = guess_nats
     was_training = model.training
     model.eval()
     with (
@@ -91,43 +117,43 @@ def score_stories(
         # None: only on a terminal, because a log file would fill with carriage returns.
         tqdm(total=len(windows), desc="score", unit="window", disable=None if progress else True) as bar,
     ):
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
-            for window, (loss, correct) in zip(batch, _score_batch(model, batch, eos_token_id), strict=True):
-                nats[window.story] += loss
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            for window, (losses, correct) in zip(batch, _score_batch(model, batch), strict=True):
+                nats[window.story] += losses.sum().item()
                 num_correct[window.story] += correct
-                num_tokens[window.story] += window.num_scored
+                position = first_tokens[window.story] + window.first_scored
+                token_nats[position : position + window.num_scored] = losses.numpy()
             bar.update(len(batch))
     model.train(was_training)
-    return StoryScores(nats=nats, num_correct=num_correct, num_tokens=num_tokens)
+    return StoryScores(nats=nats, num_correct=num_correct, num_tokens=num_tokens, token_nats=token_nats)
 
 
 def _split_into_windows(
-    story: int, token_ids: Sequence[int], start_ids: Sequence[int], eos_token_id: int, context: int
+    story: int, tokens: Sequence[int], scored_from: int, num_start: int, context: int
 ) -> list[_ScoringWindow]:
     """Split a story into one window, or into several that overlap by half if it exceeds the context.
 
-    The model reads the first n - 1 tokens of a window of n, so a window may have context + 1 tokens.
+    `tokens` include the start, of `num_start` tokens, and the end; those from index `scored_from` are
+    predicted. The model reads the first n - 1 tokens of a window of n, so a window may have context + 1
+    tokens.
     """
-    tokens = [*start_ids, *token_ids, eos_token_id]
     windows = []
-    scored_to = len(start_ids)  # the start is not predicted
+    scored_to = scored_from
     start = 0
     while scored_to < len(tokens):
         end = min(start + context + 1, len(tokens))
-        windows.append(_ScoringWindow(story, tokens[start:end], end - scored_to))
+        windows.append(_ScoringWindow(story, tokens[start:end], scored_to - num_start, end - scored_to))
         scored_to = end
         start += max(1, context // 2)
     return windows
 
 
-def _score_batch(
-    model: PreTrainedModel, batch: Sequence[_ScoringWindow], eos_token_id: int
-) -> list[tuple[float, int]]:
-    """Return (sum of nats, number of correct argmax tokens) over the scored tokens of each window."""
+def _score_batch(model: PreTrainedModel, batch: Sequence[_ScoringWindow]) -> list[tuple[Tensor, int]]:
+    """Return (nats, number of correct argmax tokens) of the scored tokens of each window."""
     max_length = len(batch[0].token_ids)
-    # Causal attention never reads padding on the right, so no mask is needed.
-    padded = torch.full((len(batch), max_length), eos_token_id)
+    # Causal attention never reads padding on the right, so no mask is needed, and any id will do.
+    padded = torch.full((len(batch), max_length), batch[0].token_ids[0])
     for row, window in enumerate(batch):
         padded[row, : len(window.token_ids)] = torch.as_tensor(window.token_ids)
     padded = padded.to(model.device)
@@ -135,10 +161,10 @@ def _score_batch(
     return [_score_row(logits[row], padded[row, 1:], window) for row, window in enumerate(batch)]
 
 
-def _score_row(logits: Tensor, targets: Tensor, window: _ScoringWindow) -> tuple[float, int]:
+def _score_row(logits: Tensor, targets: Tensor, window: _ScoringWindow) -> tuple[Tensor, int]:
     scored = slice(len(window.token_ids) - 1 - window.num_scored, len(window.token_ids) - 1)
     row_logits = logits[scored].float()  # (num_scored, V)
     row_targets = targets[scored]
     loss = torch.nn.functional.cross_entropy(row_logits, row_targets, reduction="none")
     correct = row_logits.argmax(dim=-1) == row_targets
-    return loss.cpu().double().sum().item(), int(correct.sum())  # MPS has no float64
+    return loss.cpu().double(), int(correct.sum())  # MPS has no float64

@@ -18,8 +18,8 @@ WHOLE = "all"
 """Value of `split` in the scores of a source with one split that is scored whole."""
 _DEFAULT_FRACTION = 0.05
 
-WasTrainedOn = Callable[[int, str], bool]
-"""Index of a story in the split it is read from, and its text -> whether the model was trained on it."""
+StoryPredicate = Callable[[int, str], bool]
+"""Function of the index of a story in the split it is read from, and its text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,27 @@ class StorySelection:
     """Stories in the split, of which `texts` are the first."""
     num_source_stories: int
     """Stories that were read; more than `num_split_stories` if the split was held out of them."""
-    num_training_stories: int | None
-    """Number of `texts` that the model was trained on; None if the training data are unknown."""
+    num_training_by_model: Sequence[int | None]
+    """Number of `texts` that each model was trained on; None if its training data are unknown."""
     cleaning: Sequence[str] = ()
     """Names of the cleaning rules that were applied to the stories, as in the model's last run."""
+    reason: str = ""
+    """Which stories these are, and why."""
 
-    def record(self) -> dict[str, Any]:
-        """Return the fields that the scores contain."""
+    @property
+    def num_training_stories(self) -> int | None:
+        """Number of `texts` that the first model was trained on; None if its training data are unknown."""
+        return self.num_training_by_model[0]
+
+    def record(self, model: int = 0) -> dict[str, Any]:
+        """Return the fields that the scores of the model of this index contain."""
         return {
             "split": self.split,
+            "selection": self.reason,
             "validation_fraction": self.validation_fraction,
             "num_split_stories": self.num_split_stories,
             "num_source_stories": self.num_source_stories,
-            "num_training_stories": self.num_training_stories,
+            "num_training_stories": self.num_training_by_model[model],
             "cleaning": list(self.cleaning),
         }
 
@@ -67,8 +75,25 @@ def select_stories(
     Raises:
         UserError: the source cannot be read, lacks the split, or has no such stories.
     """
+    return select_common_stories(args, revision, [trained_on])
+
+
+def select_common_stories(
+    args: EvaluateArgs, revision: str, models: Sequence[Sequence[TrainingData] | None]
+) -> StorySelection:
+    """Return the stories to score with every one of `models`, each given by its training data.
+
+    As `select_stories`, with the stories left out that any of the models was trained on.
+
+    Raises:
+        UserError: the source cannot be read, lacks the split, or has no such stories.
+    """
     has_revisions = find_source(args.data).has_revisions
-    same_source = [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
+    by_model = [
+        [data for data in trained_on or () if data.is_from(args.data, revision, args.subset)]
+        for trained_on in models
+    ]
+    same_source = _order_records(by_model)
     cleaning = same_source[-1].cleaning if same_source else ()
     splits = open_stories(
         args.data,
@@ -85,30 +110,89 @@ def select_stories(
             "a hash of their text holds out; if all are new to the model, rename it, or use --split train",
             args.data,
         )
-    was_trained_on = partial(_is_in_training, same_source, splits, source_split, revision)
+    was_trained_on = [partial(_is_in_training, data, splits, source_split, revision) for data in by_model]
     # A model that started from another one may have been trained on stories that only its last run held out.
-    excluded = was_trained_on if is_default and fraction is not None else _never
-    texts: list[str] = []
-    num_source = num_split = num_trained = 0
-    for index, text in enumerate(splits[source_split]()):
-        num_source += 1
-        if (fraction is not None and not in_validation(text, fraction)) or excluded(index, text):
-            continue
-        num_split += 1
-        if args.max_stories is None or len(texts) < args.max_stories:
-            texts.append(text)
-            num_trained += was_trained_on(index, text)
+    excluded = was_trained_on if is_default and fraction is not None else []
+    held_out = partial(_is_held_out, fraction, excluded)
+    texts, counts, num_split, num_source = _read(
+        splits[source_split](), held_out, was_trained_on, args.max_stories
+    )
     if not texts:
         raise _empty_error(args, split, fraction)
+    is_known = all(trained_on is not None for trained_on in models)
     return StorySelection(
         texts=texts,
         split=split,
         validation_fraction=fraction,
         num_split_stories=num_split,
         num_source_stories=num_source,
-        num_training_stories=None if trained_on is None else num_trained,
+        num_training_by_model=[
+            None if trained_on is None else count for trained_on, count in zip(models, counts, strict=True)
+        ],
         cleaning=cleaning,
+        reason=_reason(args, split, fraction, was_trained=bool(same_source), is_known=is_known),
     )
+
+
+def _read(
+    stories: Iterable[str],
+    is_selected: StoryPredicate,
+    was_trained_on: Sequence[StoryPredicate],
+    max_stories: int | None,
+) -> tuple[list[str], list[int], int, int]:
+    """Return the selected texts, training stories in them by model, all selected stories, all stories."""
+    texts: list[str] = []
+    counts = [0] * len(was_trained_on)
+    num_selected = num_stories = 0
+    for index, text in enumerate(stories):
+        num_stories += 1
+        if not is_selected(index, text):
+            continue
+        num_selected += 1
+        if max_stories is None or len(texts) < max_stories:
+            texts.append(text)
+            counts = [
+                n + is_trained(index, text) for n, is_trained in zip(counts, was_trained_on, strict=True)
+            ]
+    return texts, counts, num_selected, num_stories
+
+
+def _is_held_out(fraction: float | None, excluded: Iterable[StoryPredicate], index: int, text: str) -> bool:
+    return (fraction is None or in_validation(text, fraction)) and not any(
+        is_trained(index, text) for is_trained in excluded
+    )
+
+
+def _order_records(by_model: Sequence[Sequence[TrainingData]]) -> list[TrainingData]:
+    """Return all records, with the one last that states the split: of a model that held nothing out, if any.
+
+    Such a model was trained on the whole training split, and the others were not trained on the source's
+    validation split, either.
+    """
+    trained = [list(data) for data in by_model if data]
+    trained.sort(key=lambda data: data[-1].validation_split == "auto")
+    return [data for model in trained for data in model]
+
+
+def _reason(
+    args: EvaluateArgs, split: str, fraction: float | None, *, was_trained: bool, is_known: bool
+) -> str:
+    """Return which stories were scored, and why, as a phrase."""
+    if fraction is None and split == WHOLE:
+        unknown = "no record says that a model was trained on these data"
+        untrained = "no model was trained on these data" if is_known else unknown
+        reason = f"every story: {'the data have one split' if was_trained else untrained}"
+    elif fraction is None:
+        reason = f"the {split} split of the data"
+    elif args.validation_split is not None or args.validation_fraction is not None:
+        reason = f"stories that a hash of their text holds out, as the options demand (share {fraction:g})"
+    elif was_trained:
+        reason = f"stories that training held out by a hash of their text (share {fraction:g})"
+    else:
+        reason = (
+            f"stories that every run on these data holds out by a hash of their text (share {fraction:g})"
+        )
+    return reason if args.max_stories is None else f"{reason}; the first {args.max_stories:,} of them"
 
 
 def _find_split(
@@ -170,10 +254,6 @@ def count_training_stories(texts: Sequence[str], trained_on: Sequence[TrainingDa
     if not all(in_validation(text, last.validation_fraction) for text in texts):
         return 0  # the source has a validation split, which no run was trained on
     return sum(_is_in_training(same_source, ["train"], "train", last.revision, 0, text) for text in texts)
-
-
-def _never(index: int, text: str) -> bool:
-    return False
 
 
 def _empty_error(args: EvaluateArgs, split: str, fraction: float | None) -> UserError:
