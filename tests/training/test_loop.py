@@ -7,10 +7,14 @@ import signal
 from contextlib import closing
 
 import pytest
+import torch
 from training.helpers import assert_equal_tensors, load_weights, read_series
 
 from tinystories_slm.config import load_config
+from tinystories_slm.data.packing import iter_documents
+from tinystories_slm.data.prepare import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.errors import TrainingInterrupted, UserError
+from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.runs.records import read_metrics
 from tinystories_slm.training import is_finished, loop, train
 from tinystories_slm.training import run as run_module
@@ -122,6 +126,30 @@ def test_masked_stories_train_with_any_micro_batch(tiny_run, packing):
     plain = read_series(train(tiny_run(*flags[:2], "--train.batch_size", "8", name="plain")), "train/loss")
     if packing == "contiguous":  # stories are longer than half a window: in best_fit each has its own
         assert abs(losses[0][12] - plain[12]) > 1e-4
+
+
+def test_loss_on_stories_of_blocks(tiny_run, tmp_path):
+    folder = tmp_path / "blocks"
+    flags = ("--data.source", "builtin-instruct", "--data.data_dir", str(folder), "--data.max_stories", "60")
+    flags += ("--data.seq_len", "768", "--train.max_steps", "4", "--train.lr", "0.05")
+    for loss_on in ("all", "story"):
+        config = tiny_run(*flags, "--data.loss_on", loss_on, "--train.eval_stories", "3", name=loss_on)
+        run_dir = train(config)
+        manifest = Manifest.load(folder / "manifest.json")
+        stories = iter_documents(open_tokens(folder, "validation", manifest), manifest.eos_token_id, limit=3)
+        prompts = open_prompt_lengths(folder, "validation", manifest)
+        model, tokenizer = load_model_folder(str(run_dir / "last"))
+        whole, counted = [], []
+        for ids, length in zip(stories, prompts, strict=False):
+            ids = torch.tensor([[tokenizer.eos_token_id, *ids, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                logits = model(ids).logits[0, :-1]
+            nats = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            whole.append(nats)
+            counted.append(nats[length if loss_on == "story" else 0 :])
+        expected = torch.cat(counted).mean().item()
+        assert read_series(run_dir, "val/loss")[4] == pytest.approx(expected, rel=1e-5)
+        assert (abs(torch.cat(whole).mean().item() - expected) > 1e-2) == (loss_on == "story")
 
 
 def test_gradient_accumulation_keeps_the_losses(tiny_run):

@@ -40,6 +40,15 @@ class StoryScores:
         """Story of each token in `token_nats`, int64."""
         return np.repeat(np.arange(len(self.num_tokens)), self.num_tokens)
 
+    def totals(self, prompt_lengths: np.ndarray | None = None) -> tuple[float, int]:
+        """Return nats and number of tokens, without the first `prompt_lengths` (N,) tokens of each story."""
+        if prompt_lengths is None:
+            return float(self.nats.sum()), int(self.num_tokens.sum())
+        first_tokens = np.cumsum(self.num_tokens) - self.num_tokens
+        in_story = np.arange(len(self.token_nats)) - first_tokens[self.token_story]
+        counted = in_story >= prompt_lengths[self.token_story]
+        return float(self.token_nats[counted].sum()), int(counted.sum())
+
 
 @dataclass(frozen=True)
 class _ScoringWindow:

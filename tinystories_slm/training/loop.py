@@ -293,17 +293,22 @@ def _rescore_best(run: TrainingRun) -> None:
 
 
 def validation_loss(run: TrainingRun, model: TinyStoriesForCausalLM) -> float:
-    """Return the validation loss in nats per token; each process scores a share of the stories."""
+    """Return the validation loss in nats per token; each process scores a share of the stories.
+
+    With `data.loss_on` story, the prompts of blocks are context.
+    """
     accelerator = run.accelerator
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
     with _force_eager(run.runtime.compiled):
         scores = score_stories(
             model,
-            run.validation[accelerator.process_index :: accelerator.num_processes],
+            run.validation[share],
             eos_token_id=run.tokenizer.eos_token_id,
             batch_size=2 * run.runtime.per_device_batch_size,
             autocast=accelerator.autocast(),
         )
-    shares = gather_object([(scores.nats.sum(), scores.num_tokens.sum())])
+    prompts = run.validation_prompts
+    shares = gather_object([scores.totals(None if prompts is None else prompts[share])])
     nats, num_tokens = np.sum(shares, axis=0)
     return float(nats / num_tokens)
 

@@ -83,6 +83,8 @@ class TrainingRun:
     dataset: PackedDataset
     validation: list[np.ndarray]
     """Token ids of the validation stories, one int64 array (story_length,) each."""
+    validation_prompts: np.ndarray | None
+    """Number of ids before each validation story that are context, (num_stories,); None for none."""
     model: TinyStoriesForCausalLM
     """The model itself: to save, evaluate and generate."""
     prepared_model: nn.Module
@@ -223,6 +225,8 @@ class _TrainingData(NamedTuple):
     dataset: PackedDataset
     validation_tokens: np.ndarray
     """Memory map (num_tokens,) of the validation split."""
+    validation_prompts: np.ndarray | None
+    """Number of ids before each validation story that are context; None for none."""
 
 
 def start_run(config: RunConfig) -> TrainingRun:
@@ -308,6 +312,7 @@ def _build_run(
             tokenizer=data.tokenizer,
             dataset=data.dataset,
             validation=list(iter_documents(data.validation_tokens, eos_token_id, limit=args.eval_stories)),
+            validation_prompts=data.validation_prompts,
             model=model,
             prepared_model=prepared_model,
             optimizers=optimizers,
@@ -351,6 +356,9 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     if checkpoint:
         check_same_data(manifest, run_dir_of(checkpoint))
     tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
+    prompts: dict[str, np.ndarray | None] = {"train": None, "validation": None}
+    if config.data.loss_on == "story":
+        prompts = {split: open_prompt_lengths(data_dir, split, manifest) for split in prompts}
     dataset = dataset_class(
         data_dir / "train.bin",
         token_dtype=manifest.token_dtype,
@@ -358,15 +366,14 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
         seed=config.train.seed,
         eos_token_id=manifest.eos_token_id,
         mask_across_stories=config.data.mask_across_stories,
-        prompt_lengths=(
-            open_prompt_lengths(data_dir, "train", manifest) if config.data.loss_on == "story" else None
-        ),
+        prompt_lengths=prompts["train"],
     )
     return _TrainingData(
         manifest=manifest,
         tokenizer=tokenizer,
         dataset=dataset,
         validation_tokens=open_tokens(data_dir, "validation", manifest),
+        validation_prompts=prompts["validation"],
     )
 
 
