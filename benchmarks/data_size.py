@@ -73,13 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_stories(folder: Path, num_stories: int, file_stories: int) -> list[Path]:
-    """Write parquet files of `file_stories` stories each, where they are missing, and return their paths."""
+    """Return parquet files of `file_stories` stories each; they are written if one is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    stories, files = varied_stories(), []
-    for index in range(-(-num_stories // file_stories)):
-        texts = list(islice(stories, file_stories))
-        files.append(folder / f"train-{index:05d}.parquet")
-        pq.write_table(pa.table({"text": texts}), files[-1], compression="zstd")
+    files = [folder / f"train-{index:05d}.parquet" for index in range(-(-num_stories // file_stories))]
+    if not all(file.exists() for file in files):
+        stories = varied_stories()
+        for file in files:
+            texts = pa.table({"text": list(islice(stories, file_stories))})
+            pq.write_table(texts, file, row_group_size=10_000, compression="zstd")
     return files
 
 

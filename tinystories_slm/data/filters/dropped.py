@@ -92,6 +92,8 @@ def drop_repeated(
         [leaks.check(batch) for batch in iter_batches(read_training(), _BATCH_STORIES)]
         or [np.zeros(0, np.int64)]
     )
+    num_validation_leaked = int(leaks.leaked.sum())
+    del leaks  # its index is large
     found = find_duplicates(read_training(), num_stories)
     is_leak, is_duplicate = leak >= 0, found.is_duplicate
     keep = ~(is_leak | is_duplicate)
@@ -107,7 +109,7 @@ def drop_repeated(
         num_exact=int((found.is_exact & ~is_leak).sum()),
         num_near=int((is_duplicate & ~found.is_exact & ~is_leak).sum()),
         num_leaks=int(is_leak.sum()),
-        num_validation_leaked=int(leaks.leaked.sum()),
+        num_validation_leaked=num_validation_leaked,
         duplicate_ngram=near.DUPLICATE_NGRAM,
         duplicate_similarity=near.DUPLICATE_SIMILARITY,
         leak_ngram=near.LEAK_NGRAM,

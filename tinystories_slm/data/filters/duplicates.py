@@ -126,16 +126,22 @@ class Leaks:
 
     def __init__(self, validation: Iterable[str]) -> None:
         self._hasher = NgramHasher(LEAK_NGRAM)
-        parts = [_distinct_ngrams(self._hasher, batch) for batch in iter_batches(validation, _BATCH_STORIES)]
-        ngrams = np.concatenate([ngrams for ngrams, _ in parts]) if parts else np.zeros(0, np.uint64)
-        self._sizes = (
-            np.concatenate([np.diff(starts) for _, starts in parts]) if parts else np.zeros(0, np.int64)
-        )
-        owners = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        # Arrays over all n-grams, some 180 for each story, are of 32 bits where they can be, and freed early.
+        parts, sizes = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        for batch in iter_batches(validation, _BATCH_STORIES):
+            ngrams, starts = _distinct_ngrams(self._hasher, batch)
+            parts.append(ngrams)
+            sizes.append(np.diff(starts))
+        ngrams, self._sizes = np.concatenate(parts), np.concatenate(sizes)
+        del parts
         order = np.argsort(ngrams, kind="stable")
-        self._keys, first = np.unique(ngrams[order], return_index=True)
-        self._first = np.append(first, len(ngrams))
-        self._owners = owners[order]
+        ngrams = ngrams[order]
+        self._owners = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)[order]
+        del order
+        is_first = np.append(True, ngrams[1:] != ngrams[:-1])[: len(ngrams)]
+        self._keys = ngrams[is_first]
+        self._first = np.append(np.flatnonzero(is_first), len(ngrams)).astype(np.int32)
+        del ngrams, is_first
         counts = np.diff(self._first)
         is_common = np.repeat(counts > _MAX_COMMON, counts)
         self._num_common = np.bincount(self._owners[is_common], minlength=len(self._sizes))
@@ -195,9 +201,9 @@ def _expand(
     first: np.ndarray, owners: np.ndarray, key: np.ndarray, story: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return every (story, validation story) that share the n-gram at `key`, as two int64 arrays."""
-    counts = first[key + 1] - first[key]
+    counts = (first[key + 1] - first[key]).astype(np.int64)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(story, counts), owners[np.repeat(first[key], counts) + within]
+    return np.repeat(story, counts), owners[np.repeat(first[key], counts) + within].astype(np.int64)
 
 
 def _min_hashes(hasher: NgramHasher, stories: Sequence[str]) -> np.ndarray:
