@@ -1,16 +1,17 @@
 """The report of prepared stories: figures of known stories, the page, the card, and errors in one line."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from runs.test_report import brightness, browser  # noqa: F401 (a fixture)
 
-from tinystories_slm.commands import data as commands
+from tinystories_slm.commands import run
 from tinystories_slm.config import parse
 from tinystories_slm.config.command_args import DataReportArgs
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer, train_tokenizer
@@ -140,6 +141,12 @@ def test_common_words_are_no_names():
     assert [name["text"] for name in statistics.top_names(counts, 9)] == ["Tim"]
 
 
+def test_openings_of_a_language_without_blanks_are_cut():
+    statistics = text.read_text(["\u4ece\u524d" * 900, "!?", ""], 3)
+    assert list(statistics.openings) == ["\u4ece\u524d" * 30, ""]
+    assert (statistics.num_words, statistics.growth[-1]) == ([1, 0, 0], (1, 1))
+
+
 def test_card_describes_the_files_as_the_hub_reads_it(config):
     card = (config.data.data_dir / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---\n")[1])
@@ -170,8 +177,15 @@ def test_card_of_a_named_set_states_license_and_citation(config):
 
 
 def test_report_of_the_built_in_corpus_in_its_own_folder(tmp_path, monkeypatch, capsys):
+    """The first command of docs/data.md, with fewer stories."""
+    [block] = re.findall(
+        r"```bash\n(python scripts/data_report.*?)```", (ROOT / "docs/data.md").read_text(), re.S
+    )
+    documented = [line.split()[2:] for line in block.splitlines()]
+    assert all(isinstance(parse(DataReportArgs, argv), DataReportArgs) for argv in documented)
+    argv = [str(ROOT / word) if word.startswith("configs/") else word for word in documented[0]]
     monkeypatch.chdir(tmp_path)
-    commands.run_data_report(parse(DataReportArgs, ["--data.max_stories=60", "--tokenizer.vocab_size=300"]))
+    run("data_report", [*argv, "--data.max_stories=60", "--tokenizer.vocab_size=300"])
     values = json.loads(Path("data/builtin/report.json").read_text())
     assert values["cleaning"] is None and values["repeated"] is None
     page = Path("data/builtin/report.html").read_text()
@@ -258,7 +272,7 @@ def test_page_renders_in_a_browser(config, browser, width, scheme):  # noqa: F81
 def test_report_of_real_stories(tmp_path):
     source = tmp_path / "tales.parquet"
     source.symlink_to(SHARED / "data" / "tinystories" / "validation-00000-of-00001.parquet")
-    found = write_data_report(report_args(source, tmp_path / "data"))
+    found = write_data_report(report_args(source, tmp_path / "data", "--data.max_stories=500"))
     assert found.openings[0]["text"] == "Once upon a time" and found.is_english
     assert {"Lily", "Tim", "Tom"} <= {name["text"] for name in found.names}
     assert 2 < found.vocabularies[0]["bytes_per_token"] < found.vocabularies[-1]["bytes_per_token"] < 5

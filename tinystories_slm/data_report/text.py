@@ -10,6 +10,7 @@ import numpy as np
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _OPENING_WORDS = 4
+_OPENING_CHARS = 60  # of a language without blanks, too
 _MARKS = re.compile("[,.;:!?]")
 # Behind a lower-case letter or a comma, so that no word is capitalized because it opens a sentence.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+\b")
@@ -62,7 +63,8 @@ class TextStatistics:
         self.num_chars.append(len(story))
         self.num_words.append(len(words))
         self.words.update(words)
-        self.openings[_MARKS.sub("", " ".join(story.split(None, _OPENING_WORDS)[:_OPENING_WORDS]))] += 1
+        opening = " ".join(story[:_OPENING_CHARS].split(None, _OPENING_WORDS)[:_OPENING_WORDS])
+        self.openings[_MARKS.sub("", opening)] += 1
         self.capitalized.update(set(_NAME.findall(story)))
         done = len(self.num_words)
         if done * _GROWTH_POINTS // self.num_stories > (done - 1) * _GROWTH_POINTS // self.num_stories:
