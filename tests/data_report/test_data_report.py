@@ -130,8 +130,9 @@ def test_choice_is_the_first_vocabulary_whose_doubling_gains_little():
         "Choose 2,048 entries: twice as many make the text 2.8 % shorter, but add 20,480 parameters to the "
         "embedding, which is then 41 % of the model instead of 20 %."
     )
-    assert describe_choice(three[:2]).startswith("Choose 2,048 entries or more: each doubling")
-    assert describe_choice(three[:1]).startswith("The stories fill no more than 1,024 entries")
+    assert describe_choice(three[:2]) == "Choose 2,048 entries: the stories fill no more."
+    two = [vocabulary(4096, 3.0), vocabulary(8192, 3.5)]
+    assert describe_choice(two).startswith("Choose 8,192 entries or more: each doubling still shortens")
 
 
 def test_common_words_are_no_names():

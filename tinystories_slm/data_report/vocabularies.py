@@ -120,12 +120,12 @@ def describe_choice(vocabularies: Sequence[Vocabulary]) -> str:
     ]
     small = [(one, other, gain) for one, other in doublings if (gain := _gain(one, other)) < SMALL_GAIN]
     if not small:
-        largest = vocabularies[-1]
+        largest = vocabularies[-1]["vocab_size"]
+        if largest < SIZES[-1]:
+            return f"Choose {largest:,} entries: the stories fill no more."
         return (
-            f"Choose {largest['vocab_size']:,} entries or more: each doubling still shortens the text by "
+            f"Choose {largest:,} entries or more: each doubling still shortens the text by "
             f"{100 * SMALL_GAIN:.0f} % or more."
-            if doublings
-            else f"The stories fill no more than {largest['vocab_size']:,} entries; choose that many."
         )
     one, other, gain = small[0]
     added = other["embedding_parameters"] - one["embedding_parameters"]
