@@ -129,6 +129,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         ["download_data", *debug],
         ["train_tokenizer", *debug],
         ["prepare_data", *debug],
+        ["data_report", *debug],
         ["doctor", *debug],
         ["train", *debug],
         ["story", *debug],
