@@ -118,21 +118,25 @@ def test_vocabularies_are_those_that_training_gives(config, values):
     assert configured["embedding_parameters"] == 600 * config.model.hidden_size
 
 
-def test_choice_is_the_first_vocabulary_whose_doubling_gains_little():
-    def vocabulary(size: int, compression: float) -> Vocabulary:
+def test_choice_is_the_first_vocabulary_whose_doubling_is_not_worth_it():
+    def vocabulary(size: int, compression: float, num_rare: int = 0) -> Vocabulary:
         return Vocabulary(
             vocab_size=size, is_configured=False, bytes_per_token=compression, tokens_per_story=1.0,
-            num_rare=0, embedding_parameters=size * 10, embedding_share=size / 10_000,
+            num_rare=num_rare, embedding_parameters=size * 10, embedding_share=size / 10_000,
         )  # fmt: skip
 
     three = [vocabulary(1024, 3.0), vocabulary(2048, 3.5), vocabulary(4096, 3.6)]
     assert describe_choice(three) == (
-        "Choose 2,048 entries: twice as many make the text 2.8 % shorter, but add 20,480 parameters to the "
-        "embedding, which is then 41 % of the model instead of 20 %."
+        "Choose 2,048 entries: 4,096 make the text 2.8 % shorter, but add 20,480 parameters to the "
+        "embedding (41 % of the model instead of 20 %), and 0 % of the entries occur fewer than 100 times."
     )
     assert describe_choice(three[:2]) == "Choose 2,048 entries: the stories fill no more."
-    two = [vocabulary(4096, 3.0), vocabulary(8192, 3.5)]
+    two = [vocabulary(4096, 3.0), vocabulary(8192, 3.5, num_rare=4096)]
     assert describe_choice(two).startswith("Choose 8,192 entries or more: each doubling still shortens")
+    for last in (vocabulary(1024, 3.0, num_rare=768), vocabulary(1000, 3.0, num_rare=750)):
+        choice = describe_choice([vocabulary(512, 2.0), vocabulary(600, 2.0), last])
+        assert choice.startswith(f"Choose 512 entries: {last['vocab_size']:,} make the text 33.3 % shorter")
+        assert choice.endswith("and 75 % of the entries occur fewer than 100 times.")
 
 
 def test_common_words_are_no_names():

@@ -20,6 +20,8 @@ SIZES = (512, 1024, 2048, 4096, 8192)
 """Vocabularies that are trained, beside that of the configuration."""
 SMALL_GAIN = 0.05
 """A doubling that shortens the text by less is not worth it in the sentence of the report."""
+MAX_RARE_SHARE = 0.5
+"""A larger share of rare entries is not worth it either."""
 RARE = 100
 """An entry with fewer occurrences in the sample is rare."""
 
@@ -111,32 +113,32 @@ def _count_tokens(tokenizer: PreTrainedTokenizerFast, chunks: Mapping[str, int],
 
 
 def describe_choice(vocabularies: Sequence[Vocabulary]) -> str:
-    """Return the sentence that states which of the trained vocabularies to choose, and why."""
-    doublings = [
-        (one, other)
-        for one in vocabularies
-        for other in vocabularies
-        if other["vocab_size"] == 2 * one["vocab_size"]
-    ]
-    small = [(one, other, gain) for one, other in doublings if (gain := _gain(one, other)) < SMALL_GAIN]
-    if not small:
-        largest = vocabularies[-1]["vocab_size"]
-        if largest < SIZES[-1]:
-            return f"Choose {largest:,} entries: the stories fill no more."
-        return (
-            f"Choose {largest:,} entries or more: each doubling still shortens the text by "
-            f"{100 * SMALL_GAIN:.0f} % or more."
-        )
-    one, other, gain = small[0]
-    added = other["embedding_parameters"] - one["embedding_parameters"]
-    shares = [f"{100 * vocabulary['embedding_share']:.0f} %" for vocabulary in (one, other)]
+    """Return the sentence that states which of the trained vocabularies to choose, and why.
+
+    It is the smallest one whose doubling shortens the text by less than 5 %, or has mostly rare entries.
+    """
+    largest = vocabularies[-1]
+    is_full = largest["vocab_size"] < SIZES[-1]  # the stories fill no larger one
+    for one in vocabularies:
+        size = one["vocab_size"]
+        doubled = next((other for other in vocabularies if other["vocab_size"] == 2 * size), None)
+        if doubled is None and is_full and size < largest["vocab_size"] < 2 * size:
+            doubled = largest
+        if doubled is None:
+            continue
+        gain = 1 - one["bytes_per_token"] / doubled["bytes_per_token"]
+        rare_share = doubled["num_rare"] / doubled["vocab_size"]
+        if gain < SMALL_GAIN or rare_share > MAX_RARE_SHARE:
+            added = doubled["embedding_parameters"] - one["embedding_parameters"]
+            shares = [f"{100 * vocabulary['embedding_share']:.0f} %" for vocabulary in (one, doubled)]
+            return (
+                f"Choose {size:,} entries: {doubled['vocab_size']:,} make the text {100 * gain:.1f} % "
+                f"shorter, but add {added:,} parameters to the embedding ({shares[1]} of the model instead "
+                f"of {shares[0]}), and {100 * rare_share:.0f} % of the entries occur fewer than {RARE} times."
+            )
+    if is_full:
+        return f"Choose {largest['vocab_size']:,} entries: the stories fill no more."
     return (
-        f"Choose {one['vocab_size']:,} entries: twice as many make the text {100 * gain:.1f} % shorter, but "
-        f"add {added:,} parameters to the embedding, which is then {shares[1]} of the model instead of "
-        f"{shares[0]}."
+        f"Choose {largest['vocab_size']:,} entries or more: each doubling still shortens the text by "
+        f"{100 * SMALL_GAIN:.0f} % or more."
     )
-
-
-def _gain(one: Vocabulary, other: Vocabulary) -> float:
-    """Return the share of the tokens that the vocabulary `other` saves."""
-    return 1 - one["bytes_per_token"] / other["bytes_per_token"]
