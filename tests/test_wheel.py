@@ -104,7 +104,8 @@ def test_the_wheel_holds_what_the_commands_need_and_no_tests(wheel):
         "resources/model_card.md", "resources/configs/quickstart.yaml",
         "resources/configs/accelerate/cpu_2.yaml", "export/web/index.html", "export/web/generate.js",
         "kernels/dtypes.h", "kernels/training/kernels.c",
-        "kernels/decoding/kernels.c", "runs/report.html.jinja",
+        "kernels/decoding/kernels.c", "runs/report.html.jinja", "runs/page.css", "runs/page.js",
+        "data_report/data_report.html.jinja", "data_report/card.md.jinja",
     ):  # fmt: skip
         assert f"tinystories_slm/{name}" in names, name
     assert all(name.startswith(("tinystories_slm/", "tinystories_slm-")) for name in names)
@@ -128,6 +129,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         ["download_data", *debug],
         ["train_tokenizer", *debug],
         ["prepare_data", *debug],
+        ["data_report", *debug],
         ["doctor", *debug],
         ["train", *debug],
         ["story", *debug],

@@ -169,10 +169,10 @@ def test_secrets_are_found_without_a_home_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     (tmp_path / "README.md").write_text("--model ~/best")
-    staging._check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
+    staging.check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
     (tmp_path / "README.md").write_text(f"--model {tmp_path}/best")
     with pytest.raises(UserError, match="holds the run's path"):
-        staging._check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
+        staging.check_no_secrets(tmp_path, [Path("README.md")], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ COMMANDS = {
     "prepare_data": Command(
         "tinystories_slm.commands.data:run_prepare", _CONFIG, "tokens -> data_dir/train.bin, validation.bin"
     ),
+    "data_report": Command(
+        "tinystories_slm.commands.data:run_data_report",
+        f"{_ARGS}:DataReportArgs",
+        "stories -> data_dir/report.html, dataset card",
+    ),
     "train": Command("tinystories_slm.training:train", _CONFIG, "train a model, or resume its run", True),
     "evaluate": Command(
         "tinystories_slm.evaluation.evaluate:evaluate",

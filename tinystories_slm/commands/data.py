@@ -1,11 +1,14 @@
-"""The three steps of preparation as commands: download_data, train_tokenizer, prepare_data."""
+"""The steps of preparation as commands: download_data, train_tokenizer, prepare_data, data_report."""
 
+from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig
-from tinystories_slm.config.command_args import DownloadArgs
+from tinystories_slm.config.command_args import DataReportArgs, DownloadArgs
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.raw_stories import RawManifest, download_data, format_filters
 from tinystories_slm.data.sources.named_sets import format_named_sets
 from tinystories_slm.data.tokenizer import TokenizerManifest, train_tokenizer
+from tinystories_slm.data_report.push import push_stories
+from tinystories_slm.data_report.report import write_data_report
 
 
 def run_download(config: DownloadArgs) -> None:
@@ -43,3 +46,14 @@ def run_prepare(config: RunConfig) -> None:
             f"of {counts['num_stories']:,} stories"
         )
     print("next: train with the same options")
+
+
+def run_data_report(config: DataReportArgs) -> None:
+    """Write the report and the card of the stories, print the choice of a vocabulary, and push on request."""
+    config = use_own_folders(config)
+    folder = config.data.data_dir
+    report = write_data_report(config)
+    print(report.choice)
+    print(f"{folder / 'report.html'} (values: report.json; dataset card: README.md)")
+    if config.push is not None:
+        push_stories(config, report)

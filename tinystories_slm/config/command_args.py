@@ -253,16 +253,7 @@ class PushArgs:
 
     def __post_init__(self) -> None:
         expand_home(self)
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
-
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"repo_id ({self.repo_id}) is not valid: {reason}") from error
-        if "/" not in self.repo_id:
-            raise UserError(f"repo_id ({self.repo_id}) must include the owner; use USER/{self.repo_id}")
+        _check_repo_id("repo_id", self.repo_id)
         unknown = [name for name in self.formats if name not in ("custom", "native")]
         if unknown or not self.formats:
             raise UserError(f"format ({self.format}) must be custom, native or custom,native")
@@ -331,6 +322,50 @@ class DownloadArgs(RunConfig):
 
     list: bool = False
     """Print the named sets that `data.source` takes, with repository, revision, files and license."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReportArgs(RunConfig):
+    """Describe the stories of `data.source`: report.html, report.json and a dataset card in `data.data_dir`.
+
+    The stories are downloaded first if they are missing.
+    """
+
+    push: str | None = None
+    """USER/NAME of a dataset on the Hub to which stories, card and report are pushed as one commit; it is
+    created if it does not exist. null for no push."""
+    private: bool = False
+    """Create the dataset as private; an existing public one is an error."""
+    license: str | None = None
+    """License of the pushed stories, by its identifier on the Hub (`mit`); null for that of a named set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push is not None:
+            _check_repo_id("push", self.push)
+        for name in ("private", "license"):
+            if getattr(self, name) and self.push is None:
+                raise UserError(
+                    f"{name} ({getattr(self, name)}) has no effect without push; add --push USER/NAME"
+                )
+
+
+def _check_repo_id(option: str, value: str) -> None:
+    """Check the id of a repository on the Hub.
+
+    Raises:
+        UserError: it has no owner, or a character that the Hub does not allow.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(value)
+    except HFValidationError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{option} ({value}) is not valid: {reason}") from error
+    if "/" not in value:
+        raise UserError(f"{option} ({value}) must include the owner; use USER/{value}")
 
 
 def doctor_args(argv: Sequence[str]) -> type[DoctorArgs] | type[ModelDoctorArgs]:

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, repeat, takewhile
@@ -270,13 +270,22 @@ def train_bpe(stories: Iterable[str], vocab_size: int) -> Tokenizer:
     blanks or other characters counts as several words of 4,096 characters, so that time is linear in the
     text. Ctrl-C raises KeyboardInterrupt at once.
     """
-    texts = chain.from_iterable(map(_cut_long_runs, stories))
-    chunks = count_chunks(texts)
-    if chunks is not None:
-        pieces = count_pieces(chunks)
-        if is_small(pieces):
-            return train_on_pieces(pieces, vocab_size, special_token=END_OF_TEXT)
-        texts = chain.from_iterable(repeat(chunk, count) for chunk, count in chunks.items())
+    if (chunks := count_story_chunks(stories)) is not None:
+        return train_on_chunks(chunks, vocab_size)
+    return train_with_library(chain.from_iterable(map(_cut_long_runs, stories)), vocab_size)
+
+
+def count_story_chunks(stories: Iterable[str]) -> dict[str, int] | None:
+    """Return the counts for `train_on_chunks`; None, and nothing is read, without a C compiler."""
+    return count_chunks(chain.from_iterable(map(_cut_long_runs, stories)))
+
+
+def train_on_chunks(chunks: Mapping[str, int], vocab_size: int) -> Tokenizer:
+    """Train as `train_bpe` does on the stories of the `chunks`."""
+    pieces = count_pieces(chunks)
+    if is_small(pieces):
+        return train_on_pieces(pieces, vocab_size, special_token=END_OF_TEXT)
+    texts = chain.from_iterable(repeat(chunk, count) for chunk, count in chunks.items())
     return train_with_library(texts, vocab_size)
 
 
@@ -345,9 +354,22 @@ def train_story_tokenizer(stories: Iterable[str], vocab_size: int) -> PreTrained
     transformers ignores labels that equal the padding token: a model fine-tuned with the end token as padding
     forgets to end its texts.
     """
-    has_pad = vocab_size > 257  # the end of text and 256 bytes fill 257 entries
+    return as_story_tokenizer(train_bpe(stories, num_bpe_entries(vocab_size)), vocab_size)
+
+
+def num_bpe_entries(vocab_size: int) -> int:
+    """Return the entries of `train_bpe` in a vocabulary of `vocab_size`: all but the padding token.
+
+    The end of text and 256 bytes fill 257 entries, which leave no room for it.
+    """
+    return vocab_size - (vocab_size > 257)
+
+
+def as_story_tokenizer(bpe: Tokenizer, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a BPE of `num_bpe_entries(vocab_size)` with special tokens and start token."""
+    has_pad = vocab_size > 257
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=train_bpe(stories, vocab_size - has_pad),
+        tokenizer_object=bpe,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,  # as in GPT-2: never used, but converters such as CTranslate2's require one
@@ -370,7 +392,7 @@ def _build_tokenizer(data: DataArgs, args: TokenizerArgs, folder: Path) -> None:
     else:
         total = raw.splits["train"]["num_stories"]
         num_stories = min(args.max_stories, total)
-        sample = _stride_sample(iter_raw_stories(data.data_dir, "train"), total, num_stories)
+        sample = stride_sample(iter_raw_stories(data.data_dir, "train"), total, num_stories)
         bar = tqdm(sample, desc="tokenizer", total=num_stories, unit=" stories", disable=None)
         tokenizer = train_story_tokenizer(bar, args.vocab_size)
         if len(tokenizer) < args.vocab_size:
@@ -421,7 +443,7 @@ def _hub_options(name: str, revision: str | None) -> dict[str, object]:
     return {"revision": commit} if commit else {"local_files_only": True, "revision": revision or "main"}
 
 
-def _stride_sample(stories: Iterable[str], total: int, count: int) -> Iterator[str]:
+def stride_sample(stories: Iterable[str], total: int, count: int) -> Iterator[str]:
     """Yield `count` of the `total` stories: indices 0, total / count, 2 * total / count ..., rounded down."""
     taken = 0
     for index, story in enumerate(stories):

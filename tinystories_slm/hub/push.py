@@ -2,9 +2,10 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
@@ -17,6 +18,8 @@ from huggingface_hub.hf_api import RepoFile
 from tinystories_slm.config.command_args import PushArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.hub.staging import CODE_FILES, FILES, stage, stage_code
+
+RepoType = Literal["model", "dataset"]
 
 _MESSAGE = "Model, card and records of the run"
 _CODE_MESSAGE = "Model code"
@@ -39,13 +42,18 @@ def push(args: PushArgs) -> str | None:
         else:
             files = stage(args.run, folder, repo_id=args.repo_id, formats=args.formats, license=args.license)
         if args.dry_run:
-            print(_format_listing(folder, files))
+            print(format_listing(folder, files))
             print(f"{len(files)} files would be one commit in {args.repo_id}; nothing was uploaded")
             return None
-        if get_token() is None:
-            raise UserError("no access token was found; run `hf auth login`, or set HF_TOKEN")
-        with _translate_hub_errors(args.repo_id):
+        check_token()
+        with translate_hub_errors("repo_id", args.repo_id):
             return _publish(args, folder, files)
+
+
+def check_token() -> None:
+    """Raise UserError if this user is not logged in to the Hub."""
+    if get_token() is None:
+        raise UserError("no access token was found; run `hf auth login`, or set HF_TOKEN")
 
 
 def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
@@ -54,16 +62,16 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
     if args.code_only:
         head, message = _head_with_code(api, args.repo_id), _CODE_MESSAGE
     else:
-        head = _head_commit(api, args)
+        head = head_commit(api, args.repo_id, "repo_id", private=args.private)
         message = f"{_MESSAGE} {args.run.resolve().name}"
-    remote = _remote_files(api, args.repo_id, head)
-    changed = _changed_files(remote, folder, files)
+    remote = remote_files(api, args.repo_id, head)
+    changed = changed_files(remote, folder, files)
     stale = [] if args.code_only else _stale_files(api, args.repo_id, head, remote, files)
     tagged = _tagged_commit(api, args, None if changed or stale else head)
     if changed or stale:
-        commit = _commit(api, args.repo_id, head, message, folder, files, stale)
+        commit = commit_files(api, args.repo_id, head, message, folder, files, stale)
         if changed:
-            print(_format_listing(folder, changed))
+            print(format_listing(folder, changed))
         print(f"new or changed: {len(changed)} of {len(files)} files")
         if stale:
             print(f"removed, as this push no longer makes them: {', '.join(stale)}")
@@ -79,8 +87,15 @@ def _publish(args: PushArgs, folder: Path, files: list[Path]) -> str:
     return commit
 
 
-def _commit(
-    api: HfApi, repo_id: str, head: str, message: str, folder: Path, files: list[Path], stale: list[str]
+def commit_files(
+    api: HfApi,
+    repo_id: str,
+    head: str,
+    message: str,
+    folder: Path,
+    files: list[Path],
+    stale: Sequence[str] = (),
+    repo_type: RepoType = "model",
 ) -> str:
     """Commit `files` on top of `head`, without the files `stale`, and return the new commit.
 
@@ -95,8 +110,9 @@ def _commit(
         ],
         commit_message=message,
         parent_commit=head,  # the Hub rejects the commit if the branch has moved since
+        repo_type=repo_type,
     ).oid
-    if left_out := _changed_files(_remote_files(api, repo_id, commit), folder, files):
+    if left_out := changed_files(remote_files(api, repo_id, commit, repo_type), folder, files):
         raise UserError(
             f"{repo_id} left out {', '.join(map(str, left_out))} (its .gitignore?) at {commit}; "
             "remove the pattern there and push again"
@@ -120,34 +136,37 @@ def _head_with_code(api: HfApi, repo_id: str) -> str:
     return info.sha
 
 
-def _head_commit(api: HfApi, args: PushArgs) -> str:
+def head_commit(
+    api: HfApi, repo_id: str, option: str, *, private: bool, repo_type: RepoType = "model"
+) -> str:
     """Return the newest commit of the main branch; create the repository if it does not exist.
 
     Raises:
-        UserError: `args.private` is set and the repository is public, or it has no commit.
+        UserError: `private` is set and the repository is public, or it has no commit; `option` names it.
     """
     try:
-        info = api.model_info(args.repo_id)
+        info = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError as error:
         if isinstance(error, GatedRepoError):  # it exists, but this user has no access
             raise
-        api.create_repo(args.repo_id, private=args.private or None)  # None: the default of the owner
-        info = api.model_info(args.repo_id)
-    if args.private and not info.private:
+        # private=None: the default of the owner
+        api.create_repo(repo_id, private=private or None, repo_type=repo_type)
+        info = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not info.private:
         raise UserError(
-            f"private: {args.repo_id} already exists and is public; make it private in its settings first, "
-            "or use another --repo_id"
+            f"private: {repo_id} already exists and is public; make it private in its settings first, "
+            f"or use another --{option}"
         )
     if info.sha is None:
-        raise UserError(f"repo_id ({args.repo_id}) has no commit; delete it on the Hub and push again")
+        raise UserError(f"{option} ({repo_id}) has no commit; delete it on the Hub and push again")
     return info.sha
 
 
-def _remote_files(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+def remote_files(api: HfApi, repo_id: str, commit: str, repo_type: RepoType = "model") -> dict[str, str]:
     """Return the hash of each file of `commit`, by which the Hub identifies its content."""
     return {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
-        for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit)
+        for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
         if isinstance(entry, RepoFile)
     }
 
@@ -173,15 +192,19 @@ def _stale_files(
     ]
 
 
-def _changed_files(remote: Mapping[str, str], folder: Path, files: list[Path]) -> list[Path]:
+def changed_files(remote: Mapping[str, str], folder: Path, files: list[Path]) -> list[Path]:
     """Return the files that are not in `remote`, or there with other content."""
     return [path for path in files if remote.get(path.as_posix()) not in _hashes(folder / path)]
 
 
 def _hashes(path: Path) -> tuple[str, str]:
     """Return the two hashes by which the Hub identifies a file: git's blob id and, for LFS, SHA-256."""
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()
+    git, sha256 = hashlib.sha1(b"blob %d\0" % path.stat().st_size), hashlib.sha256()
+    with path.open("rb") as file:  # in parts: stories may be larger than the memory
+        while part := file.read(2**20):
+            git.update(part)
+            sha256.update(part)
+    return git.hexdigest(), sha256.hexdigest()
 
 
 def _tagged_commit(api: HfApi, args: PushArgs, expected: str | None) -> str | None:
@@ -205,22 +228,23 @@ def _tagged_commit(api: HfApi, args: PushArgs, expected: str | None) -> str | No
     return commit
 
 
-def _format_listing(folder: Path, files: list[Path]) -> str:
+def format_listing(folder: Path, files: list[Path]) -> str:
+    """Return a line for each file: its size in bytes and its path."""
     return "\n".join(f"{(folder / path).stat().st_size:>12,}  {path.as_posix()}" for path in files)
 
 
 @contextmanager
-def _translate_hub_errors(repo_id: str) -> Iterator[None]:
+def translate_hub_errors(option: str, repo_id: str) -> Iterator[None]:
     """Raise errors of the Hub, the HTTP library or the network as a `UserError` of one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"repo_id ({repo_id}): {_explain(error)}") from error
+        raise UserError(f"{option} ({repo_id}): {_explain(error, option)}") from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, option: str) -> str:
     """Return the cause of an error of the Hub or the network, and the fix."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
@@ -232,7 +256,7 @@ def _explain(error: Exception) -> str:
             401: "the Hub rejects the access token (401); run `hf auth login` or correct HF_TOKEN",
             402: f"the Hub requires payment (402: {message})",
             403: f"the access token has no write access there (403: {message}); use one that has",
-            404: f"the user, organization or repository does not exist (404: {message}); correct --repo_id",
+            404: f"the user, organization or repository does not exist (404: {message}); correct --{option}",
             412: "the branch received another commit in the meantime (412); push again",
         }.get(
             response.response.status_code,

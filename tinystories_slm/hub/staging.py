@@ -81,7 +81,7 @@ def stage(
     )
     (folder / "README.md").write_text(render_card(run, target), encoding="utf-8")
     files = [Path(name) for name in sorted(FILES) if (folder / name).is_file()]
-    _check_no_secrets(folder, files, run_dir)
+    check_no_secrets(folder, files, run_dir)
     return files
 
 
@@ -147,8 +147,8 @@ def _model_class(folder: Path) -> str:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
 
 
-def _check_no_secrets(folder: Path, files: Iterable[Path], run_dir: Path) -> None:
-    """Check that no file holds a path of this machine or an access token.
+def check_no_secrets(folder: Path, files: Iterable[Path], run_dir: Path, *, owner: str = "the run") -> None:
+    """Check that no file holds a path of this machine, as that of `owner` in `run_dir`, or an access token.
 
     Raises:
         UserError: a file does; the message names the file but not the token.
@@ -159,8 +159,8 @@ def _check_no_secrets(folder: Path, files: Iterable[Path], run_dir: Path) -> Non
             "a path in this user's home directory",
             f"{home.as_posix().rstrip('/')}/" if home != Path("~") else "",
         ),
-        ("the run's path", run_dir.resolve().as_posix()),
-        ("the run's path", run_dir.absolute().as_posix()),
+        (f"{owner}'s path", run_dir.resolve().as_posix()),
+        (f"{owner}'s path", run_dir.absolute().as_posix()),
         ("your access token", get_token() or ""),
     ]
     for path in files:
@@ -171,7 +171,7 @@ def _check_no_secrets(folder: Path, files: Iterable[Path], run_dir: Path) -> Non
         if found:
             raise UserError(
                 f"{path.as_posix()} holds {found[0]}, so nothing was uploaded; remove it from the file of "
-                "the run"
+                f"{owner}"
             )
 
 

@@ -11,12 +11,14 @@ from tinystories_slm.runs.figures import LogLocator, MaxNLocator
 # About one point per pixel is enough; without a limit the page of a run of a million lines has 100 MB.
 _MAX_POINTS = 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
-_MIN_TICK_DISTANCE = 15  # pixels; labels at a smaller distance overlap
+# Pixels; labels at a smaller distance overlap.
+_MIN_TICK_DISTANCE = 15
+_MIN_X_TICK_DISTANCE = 48
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart; `points` are (step, value) with increasing steps."""
+    """A line of a chart; `points` are (x, value) with increasing x, such as optimizer steps."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -44,21 +46,28 @@ def render_chart(
     log: bool = False,
     level: float | None = None,
     tick: Callable[[float], str] = "{:g}".format,
+    x_label: str = "optimizer step",
+    x_name: str = "step",
+    x_values: Sequence[float] = (),
 ) -> str:
-    """Return an `<svg>` of `curves` over optimizer steps, with a dashed line at `level`.
+    """Return an `<svg>` of `curves` over optimizer steps or `x_label`, with a dashed line at `level`.
 
-    A logarithmic chart (`log`) skips values that are not positive. Only the tooltip needs the script
-    of the page.
+    A logarithmic chart (`log`) skips values that are not positive. With `x_values` the x axis is logarithmic
+    and has these ticks. Only the tooltip, which calls x `x_name`, needs the script of the page.
     """
     sampled = [[p for p in downsample(curve.points) if not log or p[2] > 0] for curve in curves]
     lowest = [p[2] for points in sampled for p in points] + ([] if level is None else [level])
     highest = [p[3] for points in sampled for p in points] + ([] if level is None else [level])
     steps = [p[0] for points in sampled for p in points]
     y = _Scale.of(min(lowest), max(highest), log=log, first=height - _BOTTOM, last=_TOP)
-    x = _Scale(0, max(steps), False, _LEFT, width - _RIGHT)
+    if x_values:
+        x = _Scale(min(x_values) / 1.1, max(x_values) * 1.1, True, _LEFT, width - _RIGHT)
+    else:
+        x = _Scale(0, max(steps), False, _LEFT, width - _RIGHT)
     parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">',
-        *_grid(x, y, width, height, tick),
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+        f'data-x="{escape(x_name)}">',
+        *_grid(x, y, width, height, tick, x_values or x.ticks(), x_label),
     ]
     for i, (curve, points) in enumerate(zip(curves, sampled, strict=True), start=1):
         if any(high > low for _, _, low, high in points):
@@ -111,22 +120,39 @@ class _Scale:
         return [float(v) for v in values if self.low <= v <= self.high and (v > 0 or not self.log)]
 
 
-def _grid(x: _Scale, y: _Scale, width: int, height: int, tick: Callable[[float], str]) -> list[str]:
+def _grid(
+    x: _Scale,
+    y: _Scale,
+    width: int,
+    height: int,
+    tick: Callable[[float], str],
+    x_ticks: Sequence[float],
+    x_label: str,
+) -> list[str]:
     """Return grid lines, tick labels and the axis label."""
     bottom, parts = height - _BOTTOM, []
     ticks = y.ticks()
-    labeled = [ticks[0]] if ticks else []
-    for value in ticks[1:]:
-        if abs(y(value) - y(labeled[-1])) >= _MIN_TICK_DISTANCE:
-            labeled.append(value)
+    labeled = _spread(ticks, y, _MIN_TICK_DISTANCE)
     for value in ticks:
         parts.append(_line("grid", width, y(value)))
         if value in labeled:
             parts.append(_text(_LEFT - 7, y(value) + 4, tick(value), anchor="end"))
-    parts += [_text(x(step), bottom + 16, f"{step:,.0f}") for step in x.ticks() if step == int(step)]
+    whole = [value for value in x_ticks if value == int(value)]
+    parts += [
+        _text(x(value), bottom + 16, f"{value:,.0f}") for value in _spread(whole, x, _MIN_X_TICK_DISTANCE)
+    ]
     parts.append(_line("axis", width, bottom))
-    parts.append(_text((_LEFT + width - _RIGHT) / 2, height - 5, "optimizer step"))
+    parts.append(_text((_LEFT + width - _RIGHT) / 2, height - 5, x_label))
     return parts
+
+
+def _spread(ticks: Sequence[float], scale: _Scale, distance: float) -> list[float]:
+    """Return the ticks whose labels do not overlap those before them."""
+    labeled: list[float] = []
+    for value in ticks:
+        if not labeled or abs(scale(value) - scale(labeled[-1])) >= distance:
+            labeled.append(value)
+    return labeled
 
 
 def _line(kind: str, width: int, y: float) -> str:
