@@ -143,7 +143,7 @@ class EvaluateArgs:
     """Number of stories to score, from the start of the split; null for all."""
     tasks: str | None = None
     """Further measurements, of 16 stories that the model generates, separated by commas: `ended`, `grammar`;
-    see `train.eval_tasks` of a run."""
+    or of stories for the prompts of the data: `instruct`. See `train.eval_tasks` of a run."""
     output: Path | None = None
     """JSON file for the scores; null for none."""
     text_column: str = "text"

@@ -74,7 +74,7 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
         **selection.record(),
         "protocol": PROTOCOL,
     }
-    task_results = run_tasks(tasks, EvalContext(model=model, tokenizer=tokenizer))
+    task_results = run_tasks(tasks, EvalContext(model=model, tokenizer=tokenizer, held_out=selection.texts))
     if task_results:
         result["tasks"] = [asdict(task_result) for task_result in task_results]
     if args.output:
