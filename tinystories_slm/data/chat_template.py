@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
             {%- set content = content[:-6].strip() %}
         {%- endif %}
         {%- if content and content.split(':')[0] not in ['Features', 'Words', 'Summary', 'Random sentence'] %}
-            {%- set content = 'Summary: ' + content.split() | join(' ') %}
+            {%- set content = 'Summary: ' + content.replace('\\n', ' ') %}
         {%- endif %}
         {%- if content %}
             {{- content + '\\n' }}
