@@ -70,16 +70,16 @@ def test_grammar_decides_on_its_own_stories():
     blocks = [generate_block(0, index) for index in range(120)]
     real = values(compare_with_prompts(blocks, [block.story for block in blocks]))
     assert {name.removesuffix("_real") for name in real} == {
-        "words", "sentence", "summary", "dialogue", "moralvalue", "twist", "conflict",
+        "words", "sentence", "summary", "dialogue", "moralvalue", "twist", "conflict", "grammar",
     }  # fmt: skip
     assert all(value == 1.0 for value, _ in real.values())
     assert real["words"][1] == 3 * sum(bool(block.words) for block in blocks)
-    # Stories for other prompts have the dialogue and few of the other parts; with one wrong word, no feature.
+    # Stories for other prompts have the dialogue and few of the other parts; with a wrong word, no summary.
     others = values(compare_with_prompts(blocks, [block.story for block in blocks[1:] + blocks[:1]]))
     assert others["dialogue"][0] == 1.0 and others["summary"][0] == 0.0
     assert 0 < others["words"][0] < 0.3 and others["moralvalue"][0] < 0.6
     wrong = values(compare_with_prompts(blocks, [block.story.replace(" was ", " wuz ") for block in blocks]))
-    assert wrong["words"][0] > 0.9 and wrong["summary"][0] < 0.3 > wrong["dialogue"][0]
+    assert wrong["words"][0] > 0.9 and wrong["summary"][0] < 0.3 > wrong["moralvalue"][0]
 
 
 def test_task_generates_a_story_for_each_held_out_prompt(monkeypatch):

@@ -23,6 +23,7 @@ _QUOTE = re.compile('["\u201c\u201d]')
 _VOWEL = re.compile("[aeiouy]")
 _MIN_STEM = 3
 _UNITS = {
+    "grammar": "share of stories that the grammar accepts",
     "words": "share of requested words",
     "sentence": "share of requested sentences",
     "summary": "share of requested summaries",
@@ -63,9 +64,9 @@ def measure_prompts(
 def compare_with_prompts(blocks: Sequence[InstructBlock], stories: Sequence[str]) -> list[Share]:
     """Return the shares of words, features, sentences and summaries of the prompts that `stories` follow.
 
-    After each share follows that of the real stories, those of `blocks`. If these are stories of the built-in
-    grammar, it decides on features and summaries; a story that it does not accept has none. Otherwise
-    Dialogue is two quotation marks, and `unchecked` is the share of the other features.
+    After each share follows that of the real stories, those of `blocks`. Dialogue is two quotation marks. If
+    the real stories are of the built-in grammar, it decides on the other features and on summaries; a story
+    that it does not accept has none. Otherwise `unchecked` is the share of the other features.
     """
     is_grammar = all(_parse(block.story) is not None for block in blocks)
     followed, real = defaultdict(list), defaultdict(list)
@@ -102,12 +103,14 @@ def _check(block: InstructBlock, story: str, is_grammar: bool) -> Iterator[tuple
         yield "sentence", block.random_sentence in " ".join(story.split())
     parsed = _parse(story) if is_grammar else None
     for feature in block.features:
-        if is_grammar:
-            yield feature.lower(), parsed is not None and feature in parsed.features
-        elif feature == "Dialogue":
+        if feature == "Dialogue":
             yield "dialogue", len(_QUOTE.findall(story)) >= 2
+        elif is_grammar:
+            yield feature.lower(), parsed is not None and feature in parsed.features
     if is_grammar and block.summary is not None:
         yield "summary", parsed is not None and parsed.summary == block.summary
+    if is_grammar:
+        yield "grammar", parsed is not None
 
 
 def _choose_blocks(
