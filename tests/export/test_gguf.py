@@ -88,12 +88,15 @@ def test_export_writes_a_gpt2_tokenizer(story_tokenizer, tmp_path):
     bpe = json.loads(story_tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in bpe["merges"]]
     tokenizer = GPT2Tokenizer(vocab=bpe["vocab"], merges=merges, pad_token="<|endoftext|>")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
     model = tiny_model(vocab_size=300)  # more rows than tokens: a vocabulary rounded up
     save_model_folder(model, tokenizer, tmp_path / "best")
     folder = export(ExportArgs(model=str(tmp_path / "best"), format="gguf", output=tmp_path / "out"))
 
     exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf")
     assert exported_model.config.vocab_size == 300
+    fields = gguf.GGUFReader(folder / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])

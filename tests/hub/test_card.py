@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from tinystories_slm.config import parse_config, save_config
+from tinystories_slm.data.chat_template import CHAT_TEMPLATE
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.hub.card import CardTarget, is_card_current, render_card, write_card
@@ -280,6 +281,15 @@ def test_examples_start_the_prompt_as_training_did(complete_run):
     update_json(complete_run / "best" / "tokenizer.json", post_processor=None)  # a folder of commit 461afef
     earlier = 'tokenizer("<|endoftext|>Once upon a time", add_special_tokens=False, return_tensors="pt")'
     assert card_text(complete_run).count(earlier) == 1
+
+
+def test_examples_of_a_model_of_blocks_have_a_block_as_prompt(complete_run):
+    template = complete_run / "best" / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    assert 'tokenizer("Once upon a time", return_tensors="pt")' in card_text(complete_run)
+    template.write_text(CHAT_TEMPLATE)
+    prompt = r'"Features: Dialogue\nWords: ball, sad\nStory:"'
+    assert f'tokenizer({prompt}, return_tensors="pt")' in card_text(complete_run)
 
 
 def test_card_names_the_machines_of_earlier_sessions(complete_run):

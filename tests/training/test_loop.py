@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import closing
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from training.helpers import assert_equal_tensors, load_weights, read_series
 from tinystories_slm.config import load_config
 from tinystories_slm.data.packing import iter_documents
 from tinystories_slm.data.prepare import Manifest, open_prompt_lengths, open_tokens
+from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.errors import TrainingInterrupted, UserError
+from tinystories_slm.evaluation.tasks import EVAL_TASKS, EvalResult
 from tinystories_slm.model_folder import load_model_folder
 from tinystories_slm.runs.records import read_metrics
 from tinystories_slm.training import is_finished, loop, train
@@ -51,6 +54,18 @@ def test_run_directory_contains_models_metrics_and_samples(tiny_run):
     assert samples.count("## step") == 3 and samples.count("> Once upon a time") == 3
     assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert is_finished(config)
+
+
+def test_evaluation_tasks_read_the_validation_stories(tiny_run, monkeypatch):
+    def count(context):
+        seen.append(context.held_out)
+        return [EvalResult("held_out", len(context.held_out), "stories", 1)]
+
+    seen = []
+    monkeypatch.setitem(EVAL_TASKS, "held_out", count)
+    config = tiny_run("--train.eval_tasks", "held_out", "--train.max_steps", "4")
+    assert read_series(train(config), "val/held_out") == {4: 6}
+    assert seen == [list(islice(iter_raw_stories(config.data.data_dir, "validation"), 6))]
 
 
 def test_best_is_the_model_of_the_lowest_validation_loss(tiny_run, monkeypatch):

@@ -146,7 +146,7 @@ class EvaluateArgs:
     """Number of stories to score, from the start of the split; null for all."""
     tasks: str | None = None
     """Further measurements, of 16 stories that the model generates, separated by commas: `ended`, `grammar`;
-    see `train.eval_tasks` of a run."""
+    or of stories for the prompts of the data: `instruct`. See `train.eval_tasks` of a run."""
     output: Path | None = None
     """File for the scores: JSON with all of them, or with the suffix .csv or .md a table; null for none."""
     plot: Path | None = None

@@ -329,7 +329,8 @@ class LoggingArgs:
     """Validation stories scored at each evaluation, the first ones; null for all."""
     eval_tasks: str | None = None
     """Further measurements at each evaluation, of 16 generated stories, separated by commas: `ended` (share
-    that ends before the length limit), `grammar` (share that the grammar of the built-in corpus accepts)."""
+    that ends before the length limit), `grammar` (share that the grammar of the built-in corpus accepts); or
+    of stories for prompts of the validation stories: `instruct` (shares of words and features used)."""
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""
     tracker: Literal["none", "trackio", "tensorboard", "wandb"] = "none"

@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
             {%- set content = content[:-6].strip() %}
         {%- endif %}
         {%- if content and content.split(':')[0] not in ['Features', 'Words', 'Summary', 'Random sentence'] %}
-            {%- set content = 'Summary: ' + content.split() | join(' ') %}
+            {%- set content = 'Summary: ' + content.replace('\\n', ' ') %}
         {%- endif %}
         {%- if content %}
             {{- content + '\\n' }}
@@ -61,5 +61,9 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, stories: Sequence[str]
 
 def has_block_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the stories that the tokenizer was prepared for are blocks of TinyStories-Instruct."""
-    template = tokenizer.chat_template
+    return is_block_template(tokenizer.chat_template)
+
+
+def is_block_template(template: object) -> bool:
+    """Whether a chat template is `CHAT_TEMPLATE`, of this version or another."""
     return isinstance(template, str) and _MARK in template

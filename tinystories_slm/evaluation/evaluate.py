@@ -61,7 +61,8 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     for index, (model, tokenizer) in enumerate(loaded):
         _log_training_stories(args.models[index], selection, index)
         result, model_scores = _evaluate_model(args, index, model, tokenizer, selection, revision)
-        task_results = run_tasks(task_names, EvalContext(model=model, tokenizer=tokenizer))
+        context = EvalContext(model=model, tokenizer=tokenizer, held_out=selection.texts)
+        task_results = run_tasks(task_names, context)
         if task_results:
             result["tasks"] = [asdict(task_result) for task_result in task_results]
         results.append(result)

@@ -1,6 +1,6 @@
 """Evaluation tasks beside the loss: measurements of generated stories, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
 from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.data.instruct import parse_block
 from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.instruct import measure_prompts
 from tinystories_slm.generation.engine import generate_batch
 from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.generation.request import GenerationResult, prepare_requests
@@ -40,6 +42,8 @@ class EvalContext:
     seed: int = 0
     """Story i is generated with seed + i."""
     num_stories: int = 16
+    held_out: Sequence[str] = ()
+    """Stories of the data that the model was not trained on."""
 
     @cached_property
     def stories(self) -> list[GenerationResult]:
@@ -69,14 +73,25 @@ def _measure_grammar(context: EvalContext) -> list[EvalResult]:
 
 
 def _is_accepted(text: str) -> bool:
+    block = parse_block(text)
     try:
-        grammar.log_prob(text)
+        grammar.log_prob(text if block is None else block.story)
     except ValueError:
         return False
     return True
 
 
-EVAL_TASKS: dict[str, EvalTask] = {"ended": _measure_ends, "grammar": _measure_grammar}
+def _measure_instruct(context: EvalContext) -> list[EvalResult]:
+    """Return how far stories for held-out prompts follow them, and how far the real stories do."""
+    shares = measure_prompts(context.model, context.tokenizer, context.held_out, seed=context.seed)
+    return [EvalResult(f"instruct_{share.name}", *share[1:]) for share in shares]
+
+
+EVAL_TASKS: dict[str, EvalTask] = {
+    "ended": _measure_ends,
+    "grammar": _measure_grammar,
+    "instruct": _measure_instruct,
+}
 """Tasks by the name in `train.eval_tasks` and `evaluate --tasks`; docs/extending.md adds one."""
 
 

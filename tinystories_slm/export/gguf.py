@@ -169,6 +169,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     writer.add_token_list([text_of.get(id_, f"[PAD{id_}]") for id_ in range(vocab_size)])
     writer.add_token_types([types[id_] for id_ in range(vocab_size)])
     writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_bos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(

@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from .words import ADJECTIVES, CARERS, HEROES, HOMES, Cast
 VERSION = "1"
 """Version of the corpus; it changes whenever the text or the probability of any story changes."""
 
-_MORAL = re.compile(r"\blearned\b[^.]*\.$")
 OPENINGS = tuple((plot, opening) for plot in PLOTS for opening in plot.openings)
 
 
@@ -95,7 +93,8 @@ def log_prob(text: str) -> float:
 
 def _describe(ctx: GrammarContext, text: str) -> Story:
     """Return the story `text` that `ctx` has written or parsed."""
-    moral = ("MoralValue",) if _MORAL.search(text) else ()
+    last_sentence = text[text.rfind(".", 0, -1) + 1 :]
+    moral = ("MoralValue",) if "learned" in last_sentence else ()
     return Story(text, ctx.log_prob, ctx.summary, ("Dialogue", *moral, *ctx.features))
 
 

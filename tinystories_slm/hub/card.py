@@ -12,6 +12,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.data.chat_template import is_block_template
+from tinystories_slm.data.instruct import InstructBlock, prompt_text
 from tinystories_slm.data.sources.file_formats import first_line
 from tinystories_slm.data.sources.registry import find_recorded_source
 from tinystories_slm.errors import UserError
@@ -29,6 +31,7 @@ from tinystories_slm.runs.run_dir import RunDir, read_json_object
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
 """Versions of transformers that the model's code was run with (docs/versions.md): the lowest that setup.cfg
 allows, the last with the earlier name of the cache, and the newest (constraints.txt)."""
+_BLOCK_PROMPT = prompt_text(InstructBlock(words=("ball", "sad"), features=("Dialogue",)))
 _MAX_STORIES = 3
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
 # Key of evaluation.json: name in the metadata, label in the table, format.
@@ -194,7 +197,10 @@ def _prompt_facts(best: Path) -> dict[str, Any]:
     if not isinstance(eos, str):
         raise UserError(f"{best / 'tokenizer_config.json'} must have the text of eos_token; restore it")
     adds_start = tokenizer.encode("").ids == [tokenizer.token_to_id(eos)]
-    prompt = DEFAULT_PROMPT if adds_start else eos + DEFAULT_PROMPT
+    template = best / "chat_template.jinja"
+    reads_blocks = template.is_file() and is_block_template(template.read_text(encoding="utf-8"))
+    prompt = _BLOCK_PROMPT if reads_blocks else DEFAULT_PROMPT
+    prompt = prompt if adds_start else eos + prompt
     return {
         "prompt_arguments": json.dumps(prompt) + ("" if adds_start else ", add_special_tokens=False"),
         "start_token": escape_code(eos),

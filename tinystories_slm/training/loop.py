@@ -268,6 +268,7 @@ def measure_tasks(run: TrainingRun, model: TinyStoriesForCausalLM) -> dict[str, 
         tokenizer=run.tokenizer,
         max_new_tokens=run.config.data.seq_len,
         seed=run.config.train.seed,
+        held_out=run.tokenizer.batch_decode(run.validation, skip_special_tokens=True),
     )
     with _force_eager(run.runtime.compiled):
         results = run_tasks(names, context)

@@ -14,6 +14,7 @@ from hub.loopback import Commit, File, LoopbackHub
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import DataArgs
+from tinystories_slm.data.instruct import InstructBlock, parse_block
 from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_raw_stories
 from tinystories_slm.data.source_stories import load_stories
 from tinystories_slm.data.sources.named_sets import NAMED_SETS, suggest_name
@@ -177,6 +178,12 @@ def test_instruct_set_is_blocks_of_text(hub: LoopbackHub, tmp_path: Path) -> Non
     publish(hub, named.repository, named.revision, files)
     _, stories = downloaded(tmp_path, "tinystories-instruct")
     assert stories == {"train": [BLOCK, BLOCK + " They sat."], "validation": [BLOCK + " The end."]}
+    assert [parse_block(story) for story in stories["train"]] == [
+        InstructBlock(
+            words=("quit", "oak", "gloomy"), features=("Dialogue",), summary="They quit.", story=story
+        )
+        for story in ("Sara and Ben ran.", "Sara and Ben ran. They sat.")
+    ]
 
 
 def test_another_revision_replaces_the_pinned_one(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -78,15 +78,18 @@ def generate_block(seed: int, index: int) -> InstructBlock:
     story = grammar.generate_story(seed, index)
     rng = random.Random(f"{seed}/{index}/prompt")
     has_words, has_features, has_summary, has_sentence = (rng.random() < _PART_PROBABILITY for _ in range(4))
-    words = sorted(set(_WORD.findall(story.text)) - _common_words())
     features = rng.sample(story.features, rng.randint(1, len(story.features)))
     return InstructBlock(
-        words=tuple(rng.sample(words, _NUM_WORDS)) if has_words else (),
+        words=tuple(rng.sample(_uncommon_words(story.text), _NUM_WORDS)) if has_words else (),
         features=tuple(features) if has_features else (),
         summary=story.summary if has_summary else None,
         random_sentence=rng.choice(_SENTENCE.findall(story.text)) if has_sentence else None,
         story=story.text,
     )
+
+
+def _uncommon_words(text: str) -> list[str]:
+    return sorted(set(_WORD.findall(text)) - _common_words())
 
 
 def _generate_blocks(num_blocks: int, *, seed: int) -> Iterator[str]:
