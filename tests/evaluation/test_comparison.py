@@ -110,7 +110,7 @@ def trained_on(path, fraction, **options) -> TrainingData:
     return TrainingData(source=path.name, validation_fraction=fraction, **defaults | options)
 
 
-def test_common_stories_are_new_to_every_model(stories):
+def test_common_stories_are_new_to_every_model(stories, caplog):
     args = EvaluateArgs(model=["a", "b", "c"], data=str(stories))
     revision = local.content_hash(str(stories))
     both = [[trained_on(stories, 0.3)], None, [trained_on(stories, 0.1)]]
@@ -119,6 +119,9 @@ def test_common_stories_are_new_to_every_model(stories):
         assert selection.texts == [story for story in STORIES if in_validation(story, 0.1)]
         assert sorted(selection.num_training_by_model, key=str) == [0, 0, None]
         assert "held out by a hash" in selection.reason
+    assert "differently" not in caplog.text
+    select_common_stories(args, revision, [*both[:2], [trained_on(stories, 0.1, cleaning=["blanks"])]])
+    assert f"the runs of the models cleaned {stories} differently" in caplog.text
     whole = EvaluateArgs(model=["a", "b"], data=str(stories), split="train")
     selection = select_common_stories(whole, revision, both[:2])
     counts = selection.num_training_by_model

@@ -95,6 +95,12 @@ def select_common_stories(
     ]
     same_source = _order_records(by_model)
     cleaning = same_source[-1].cleaning if same_source else ()
+    if len({tuple(data[-1].cleaning) for data in by_model if data}) > 1:
+        logger.warning(
+            "the runs of the models cleaned %s differently, and a hash of the cleaned text decides which "
+            "stories are held out: a model may have been trained on another form of some scored stories",
+            args.data,
+        )
     splits = open_stories(
         args.data,
         text_column=args.text_column,
