@@ -104,7 +104,8 @@ def test_the_wheel_holds_what_the_commands_need_and_no_tests(wheel):
         "resources/model_card.md", "resources/configs/quickstart.yaml",
         "resources/configs/accelerate/cpu_2.yaml", "export/web/index.html", "export/web/generate.js",
         "kernels/dtypes.h", "kernels/training/kernels.c",
-        "kernels/decoding/kernels.c", "runs/report.html.jinja",
+        "kernels/decoding/kernels.c", "runs/report.html.jinja", "runs/base.html.jinja",
+        "report_card/card.html.jinja", "report_card/prompts_v1.txt",
     ):  # fmt: skip
         assert f"tinystories_slm/{name}" in names, name
     assert all(name.startswith(("tinystories_slm/", "tinystories_slm-")) for name in names)

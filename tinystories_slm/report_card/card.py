@@ -1,0 +1,274 @@
+"""The `report_card` command: generate stories, measure them, and write the page and the figures."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.errors import UserError
+from tinystories_slm.evaluation.training_data import read_training_data
+from tinystories_slm.io.atomic import write_output
+from tinystories_slm.io.file_errors import expand_user
+from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.report_card.bootstrap import estimate_difference, estimate_mean
+from tinystories_slm.report_card.measures import MEASURES, CardStory
+from tinystories_slm.report_card.memorization import find_copies
+from tinystories_slm.report_card.page import render_page
+from tinystories_slm.report_card.story_sets import (
+    PROMPTS_VERSION,
+    HeldOut,
+    generate_stories,
+    iter_training_stories,
+    read_card_prompts,
+    select_held_out,
+)
+from tinystories_slm.report_card.text import split_words
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+"""Version of the JSON file."""
+HELD_OUT = "held-out stories"
+_NUM_EXAMPLES = 3
+
+
+@dataclass(kw_only=True)
+class StorySet:
+    """Stories of one model, or the held-out ones."""
+
+    name: str
+    stories: list[CardStory]
+    model: dict[str, Any] = field(default_factory=dict)
+    """Facts of the model; empty for held-out stories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredValues:
+    """A measure and its values in every set, in the order of the sets."""
+
+    section: str
+    name: str
+    title: str
+    definition: str
+    format: str
+    values: list[np.ndarray]
+
+
+def report_card(args: ReportCardArgs) -> dict[str, Any]:
+    """Write the report card of `args.model` and print its path; return the contents of the JSON file.
+
+    Raises:
+        UserError: a package is missing, or a model, the data or the split cannot be found or read.
+    """
+    _require_packages("sacrebleu", "spellchecker", "textstat", *["rapidfuzz"] * args.memorization)
+    names = _display_names([args.model, *args.baseline])
+    sets: list[StorySet] = []
+    held_out: HeldOut | None = None
+    for name, model_id in zip(names, [args.model, *args.baseline], strict=True):
+        model, tokenizer = _load(model_id, args)
+        if held_out is None:
+            held_out = select_held_out(args, read_training_data(args.model, model.config))
+        logger.info("generate %d stories with %s", args.num_stories, model_id)
+        sets.append(
+            StorySet(
+                name=name,
+                stories=generate_stories(model, tokenizer, model_id, args),
+                model={
+                    "id": name,
+                    "revision": getattr(model.config, "_commit_hash", None),
+                    "weights_sha256": weights_sha256(expand_user(model_id)),
+                    "num_parameters": model.num_parameters(),
+                },
+            )
+        )
+    sets.append(StorySet(name=HELD_OUT, stories=held_out.stories))
+    card = _card(args, sets, held_out)
+    _write(card, args.output)
+    return card
+
+
+def _load(model: str, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model_folder(model, trust_remote_code=args.trust_remote_code, device=args.device)
+
+
+def _require_packages(*modules: str) -> None:
+    for module in dict.fromkeys(modules):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise UserError(f"{module} is not installed; pip install 'tinystories_slm[report]'") from error
+
+
+def _display_names(models: Sequence[str]) -> list[str]:
+    """Return a name for each model, without a path of this machine: the page may be shared.
+
+    Raises:
+        UserError: a model is given twice.
+    """
+    if len(set(models)) < len(models):
+        raise UserError(f"baseline ({models[-1]}): must differ from the other models; remove it")
+    names = []
+    for model in models:
+        path = Path(model)
+        name = "/".join(path.resolve().parts[-2:]) if path.exists() else model
+        same = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
+
+
+def _card(args: ReportCardArgs, sets: list[StorySet], held_out: HeldOut) -> dict[str, Any]:
+    """Return the contents of the JSON file, from which the page is rendered."""
+    measured = _measure_texts(sets)
+    card: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "prompts_version": PROMPTS_VERSION,
+        "prompts": list(read_card_prompts()),
+        "sampling": asdict(args.sampling()),
+        "seed": args.seed,
+        "data": {
+            "source": _public_name(held_out),
+            "subset": held_out.subset,
+            "revision": held_out.revision,
+            **held_out.selection.record(),
+        },
+        "sets": [_describe(one) for one in sets],
+    }
+    if args.memorization:
+        logger.info("compare %d stories with every training story", sum(len(one.stories) for one in sets))
+        values, card["memorization"] = _measure_copies(sets, held_out)
+        measured += values
+    card["measures"] = [_summarize(one, sets) for one in measured]
+    return card
+
+
+def _public_name(held_out: HeldOut) -> str:
+    from tinystories_slm.data.source_registry import find_source
+
+    return find_source(held_out.source, held_out.subset).public_name()
+
+
+def _describe(one: StorySet) -> dict[str, Any]:
+    """Return the facts and stories of a set; a story without a word has no value in most measures."""
+    return {
+        "name": one.name,
+        "model": one.model or None,
+        "num_stories": len(one.stories),
+        "num_stories_without_words": sum(not split_words(story.text) for story in one.stories),
+        "num_stories_of_one_word": sum(len(split_words(story.text)) == 1 for story in one.stories),
+        "stories": [asdict(story) for story in one.stories],
+    }
+
+
+def _measure_texts(sets: Sequence[StorySet]) -> list[MeasuredValues]:
+    return [
+        MeasuredValues(
+            section="Stories",
+            name=measure.name,
+            title=measure.title,
+            definition=measure.definition,
+            format=measure.format,
+            values=[measure.values(one.stories) for one in sets],
+        )
+        for measure in MEASURES
+    ]
+
+
+def _measure_copies(
+    sets: Sequence[StorySet], held_out: HeldOut
+) -> tuple[list[MeasuredValues], dict[str, Any]]:
+    """Return the measures of memorization, and the training stories read with the longest copies."""
+    texts = [story.text for one in sets for story in one.stories]
+    copies, num_training = find_copies(texts, iter_training_stories(held_out))
+    if not num_training:
+        logger.warning("%s has no training split: memorization is not measured", held_out.source)
+        return [], {"num_training_stories": 0, "is_recorded": False, "examples": []}
+    ends = np.cumsum([0, *(len(one.stories) for one in sets)])
+    parts = [copies[start:end] for start, end in pairwise(ends)]
+
+    def values(of_copy: Callable[[Any], float]) -> list[np.ndarray]:
+        return [np.array([of_copy(copy) for copy in part if copy.num_words], dtype=float) for part in parts]
+
+    examples = []
+    for one, part in zip(sets, parts, strict=True):
+        longest = sorted(part, key=lambda copy: -copy.run)[:_NUM_EXAMPLES]
+        examples += [
+            {
+                "set": one.name,
+                "num_words": copy.num_words,
+                "run": copy.run,
+                "run_words": " ".join(copy.run_words),
+                "training_story": copy.run_story,
+            }
+            for copy in longest
+            if copy.run
+        ]
+    section = "Memorization"
+    measured = [
+        MeasuredValues(
+            section=section,
+            name="longest_run",
+            title="Longest copied run",
+            definition="Words of the longest run of a story that also stands in a training story.",
+            format="number",
+            values=values(lambda copy: copy.run),
+        ),
+        MeasuredValues(
+            section=section,
+            name="run_share",
+            title="Copied share",
+            definition="Longest copied run divided by the words of the story; 100% is a copy.",
+            format="share",
+            values=values(lambda copy: copy.run_share),
+        ),
+        MeasuredValues(
+            section=section,
+            name="rouge_l",
+            title="ROUGE-L to the nearest training story",
+            definition="F1 of the longest common subsequence of words, with the training story where it is "
+            "largest.",
+            format="number",
+            values=values(lambda copy: copy.rouge_l),
+        ),
+    ]
+    return measured, {
+        "num_training_stories": num_training,
+        "is_recorded": held_out.trained_on is not None,
+        "examples": examples,
+    }
+
+
+def _summarize(measured: MeasuredValues, sets: Sequence[StorySet]) -> dict[str, Any]:
+    """Return the estimates of a measure by set, each with its difference from the held-out stories."""
+    reference = measured.values[-1]
+    by_set: dict[str, Any] = {}
+    for one, values in zip(sets, measured.values, strict=True):
+        estimate = estimate_mean(values)
+        if estimate is None:
+            by_set[one.name] = None
+            continue
+        difference = None if one is sets[-1] else estimate_difference(values, reference)
+        by_set[one.name] = asdict(estimate) | {"difference": difference and asdict(difference)}
+    return {
+        "section": measured.section,
+        "name": measured.name,
+        "title": measured.title,
+        "definition": measured.definition,
+        "format": measured.format,
+        "by_set": by_set,
+    }
+
+
+def _write(card: dict[str, Any], output: Path) -> None:
+    """Write the JSON file and the page, and print their paths."""
+    figures = output.with_suffix(".json")
+    write_output(figures, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_output(output, render_page(card))
+    print(figures, output, sep="\n")
