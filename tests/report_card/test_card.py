@@ -143,6 +143,17 @@ def test_data_are_by_default_what_the_model_was_trained_on(model_folder, tmp_pat
     held_out = {story["text"] for story in card["sets"][-1]["stories"]}
     corpus = list(grammar.generate_corpus(300))
     trained_on = [text for text in corpus if not in_validation(text, 0.05)]
+    by_name = {measure["name"]: measure["by_set"] for measure in card["measures"]}
+    assert by_name["grammar_accepted"]["held-out stories"]["value"] == 1.0
+    [model_name, _] = by_name["grammar_accepted"]
+    assert by_name["grammar_accepted"][model_name]["value"] == 0.0
+    assert 0.02 < by_name["grammar_correct"][model_name]["value"] < 0.9  # at least the prompt is right
+    assert by_name["entropy_distance"][model_name]["low"] > 1.0  # untrained
+    found = card["grammar"][model_name]
+    assert sum(found["breaks"].values()) == 20
+    assert sum(plot["num_stories"] for plot in found["by_plot"].values()) == 20
+    page = (tmp_path / "card.html").read_text(encoding="utf-8")
+    assert "First broken constraint" in page and next(iter(found["breaks"])) in page
     assert len(held_out) == 20 and not held_out & set(trained_on)
     memorization = card["memorization"]
     assert memorization["num_training_stories"] == len(trained_on) and memorization["is_recorded"]

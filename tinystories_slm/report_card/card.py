@@ -19,6 +19,15 @@ from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 from tinystories_slm.report_card.bootstrap import estimate_difference, estimate_mean
+from tinystories_slm.report_card.grammar_check import (
+    accepted_shares,
+    correct_shares,
+    count_breaks,
+    diagnose_stories,
+    distances_by_plot,
+    entropy_distances,
+    shares_by_plot,
+)
 from tinystories_slm.report_card.measures import MEASURES, CardStory
 from tinystories_slm.report_card.memorization import find_copies
 from tinystories_slm.report_card.page import render_page
@@ -48,6 +57,8 @@ class StorySet:
     stories: list[CardStory]
     model: dict[str, Any] = field(default_factory=dict)
     """Facts of the model; empty for held-out stories."""
+    entropy_distances: np.ndarray | None = None
+    """Nats per token beyond the entropy, of each held-out story; None for other data than `builtin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,7 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
         if held_out is None:
             held_out = select_held_out(args, read_training_data(args.model, model.config))
         logger.info("generate %d stories with %s", args.num_stories, model_id)
+        texts = held_out.selection.texts
         sets.append(
             StorySet(
                 name=name,
@@ -87,9 +99,13 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
                     "weights_sha256": weights_sha256(expand_user(model_id)),
                     "num_parameters": model.num_parameters(),
                 },
+                entropy_distances=entropy_distances(model, tokenizer, texts, batch_size=args.batch_size)
+                if held_out.is_builtin_corpus
+                else None,
             )
         )
-    sets.append(StorySet(name=HELD_OUT, stories=held_out.stories))
+    zeros = np.zeros(len(held_out.stories)) if held_out.is_builtin_corpus else None
+    sets.append(StorySet(name=HELD_OUT, stories=held_out.stories, entropy_distances=zeros))
     card = _card(args, sets, held_out)
     _write(card, args.output)
     return card
@@ -134,25 +150,22 @@ def _card(args: ReportCardArgs, sets: list[StorySet], held_out: HeldOut) -> dict
         "sampling": asdict(args.sampling()),
         "seed": args.seed,
         "data": {
-            "source": _public_name(held_out),
+            "source": held_out.public_name,
             "subset": held_out.subset,
             "revision": held_out.revision,
             **held_out.selection.record(),
         },
         "sets": [_describe(one) for one in sets],
     }
+    if held_out.is_builtin_corpus:
+        values, card["grammar"] = _check_grammar(sets)
+        measured += values
     if args.memorization:
         logger.info("compare %d stories with every training story", sum(len(one.stories) for one in sets))
         values, card["memorization"] = _measure_copies(sets, held_out)
         measured += values
     card["measures"] = [_summarize(one, sets) for one in measured]
     return card
-
-
-def _public_name(held_out: HeldOut) -> str:
-    from tinystories_slm.data.source_registry import find_source
-
-    return find_source(held_out.source, held_out.subset).public_name()
 
 
 def _describe(one: StorySet) -> dict[str, Any]:
@@ -179,6 +192,47 @@ def _measure_texts(sets: Sequence[StorySet]) -> list[MeasuredValues]:
         )
         for measure in MEASURES
     ]
+
+
+def _check_grammar(sets: Sequence[StorySet]) -> tuple[list[MeasuredValues], dict[str, Any]]:
+    """Return the measures of the built-in corpus, and the broken constraints and the plots of each set."""
+    section = "Built-in corpus"
+    found = [diagnose_stories(one.stories) for one in sets]
+    measured = [
+        MeasuredValues(
+            section=section,
+            name="grammar_accepted",
+            title="Accepted by the grammar",
+            definition="Share of stories that the grammar of the built-in corpus accepts as a whole.",
+            format="share",
+            values=[accepted_shares(one) for one in found],
+        ),
+        MeasuredValues(
+            section=section,
+            name="grammar_correct",
+            title="Text before the first break",
+            definition="Share of a story's characters before the first place where it leaves the grammar.",
+            format="share",
+            values=[correct_shares(one.stories, own) for one, own in zip(sets, found, strict=True)],
+        ),
+        MeasuredValues(
+            section=section,
+            name="entropy_distance",
+            title="Distance of the loss from the entropy",
+            definition="Nats per token of a held-out story under the model minus those under the "
+            "grammar, whose own distance is 0.",
+            format="number",
+            values=[one.entropy_distances for one in sets],
+        ),
+    ]
+    return measured, {
+        one.name: {
+            "breaks": count_breaks(own),
+            "by_plot": shares_by_plot(own),
+            "entropy_distance_by_plot": distances_by_plot(found[-1], one.entropy_distances),
+        }
+        for one, own in zip(sets, found, strict=True)
+    }
 
 
 def _measure_copies(

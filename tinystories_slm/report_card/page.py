@@ -12,7 +12,11 @@ def render_page(card: dict[str, Any]) -> str:
     """Return the self-contained HTML page of `card`."""
     template = load_template("card.html.jinja", "tinystories_slm.report_card")
     *models, held_out = card["sets"]
+    grammar = card.get("grammar", {})
+    breaks = sorted({name for found in grammar.values() for name in found["breaks"]})
     return template.render(
+        break_names=sorted(breaks, key=lambda name: -grammar[models[0]["name"]]["breaks"].get(name, 0)),
+        plot_names=sorted({plot for found in grammar.values() for plot in found["by_plot"]}),
         card=card,
         models=models,
         held_out=held_out,

@@ -42,6 +42,15 @@ class HeldOut:
     """Record of the model's last run on this source; None if nothing states it."""
 
     @property
+    def is_builtin_corpus(self) -> bool:
+        return find_source(self.source).is_builtin_corpus
+
+    @property
+    def public_name(self) -> str:
+        """Name of the source without a path of this machine."""
+        return find_source(self.source, self.subset).public_name()
+
+    @property
     def stories(self) -> list[CardStory]:
         return [CardStory(text) for text in self.selection.texts]
 
