@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import brightness, tiny_model
+from report_card.bad_endpoint import GOOD_MARKS, bad_endpoint
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm import grammar
@@ -157,6 +158,43 @@ def test_data_are_by_default_what_the_model_was_trained_on(model_folder, tmp_pat
     assert len(held_out) == 20 and not held_out & set(trained_on)
     memorization = card["memorization"]
     assert memorization["num_training_stories"] == len(trained_on) and memorization["is_recorded"]
+
+
+def test_judge_marks_the_stories_and_its_answers_stay_off_the_page(
+    model_folder, stories_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(card_module, "MEASURES", MEASURES[:1])
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-of-the-test")
+
+    def answer(messages):
+        is_pair = "Story A" in messages[1]["content"]
+        return "<script>alert(1)</script>" + (
+            '{"better": "A", "note": "<b>x</b>"}' if is_pair else GOOD_MARKS
+        )
+
+    with bad_endpoint(answer) as server:
+        options = {
+            "data": str(stories_file), "memorization": False, "judge": "grader", "judge_url": server.url,
+            "judge_key_env": "JUDGE_KEY", "judge_stories": 3, "judge_requests_per_minute": 10**6,
+        }  # fmt: skip
+        estimate = report_card(make_args(model_folder, tmp_path, judge_estimate=True, **options))
+        num_requests = 2 * 3 * 2 + 2 * (3 + 24)
+        assert estimate["judge_estimate"]["num_requests"] == num_requests and not server.requests
+        assert f"judge grader: {num_requests} requests (0 more have an answer)" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+
+        card = report_card(make_args(model_folder, tmp_path, **options))
+        assert len(server.requests) == num_requests
+        report_card(make_args(model_folder, tmp_path, **options))
+        assert len(server.requests) == num_requests
+    assert card["judge"]["planted_found"]["value"] == 0.0 and card["judge"]["first_preferred"]["value"] == 1.0
+    by_name = {measure["name"]: measure["by_set"] for measure in card["measures"]}
+    assert by_name["judge_consistency"][HELD_OUT]["value"] == 7.0
+    for path in tmp_path.iterdir():
+        assert "sk-secret" not in path.read_text(encoding="utf-8"), path
+    page = (tmp_path / "card.html").read_text(encoding="utf-8")
+    assert "alert(1)" not in page and "planted faults found" in page
+    assert server.keys == {"Bearer sk-secret-of-the-test"}
 
 
 def test_errors_name_the_option_and_the_fix(model_folder, stories_file, tmp_path, monkeypatch):

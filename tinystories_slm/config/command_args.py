@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from tinystories_slm.config.run_config import RunConfig
 from tinystories_slm.config.sampling_params import SamplingParams
@@ -288,6 +289,26 @@ class ReportCardArgs:
     """Sample from the most probable tokens with this total probability; 1 for all."""
     memorization: bool = True
     """Compare each story with every training story."""
+    judge: str | None = None
+    """Model that marks and compares the stories: its name at `judge_url`, or a model folder or Hub id."""
+    judge_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint (`http://127.0.0.1:8000/v1`); null for a local model."""
+    judge_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key of the endpoint, which is written nowhere."""
+    judge_stories: int = 40
+    """Stories of each model, and held-out stories, that are judged."""
+    judge_repeats: int = 2
+    """Marks of each story, to measure how much they vary."""
+    judge_requests_per_minute: int = 60
+    """Requests that are started in a minute, at most."""
+    judge_concurrency: int = 4
+    """Requests that wait for their answer at the same time."""
+    judge_timeout_s: float = 60.0
+    """Seconds until a request without an answer is repeated."""
+    judge_cache: Path | None = None
+    """JSON Lines file of answers, which are not requested again; null for the output with .judge.jsonl."""
+    judge_estimate: bool = False
+    """Print the number of requests and tokens, and stop before the first one."""
     batch_size: int = 64
     """Stories generated at the same time; affects speed and memory, not the text."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -299,8 +320,13 @@ class ReportCardArgs:
         expand_home(self)
         if self.num_stories < 10:
             raise UserError(f"num_stories ({self.num_stories}): must be at least 10; use 300")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size ({self.batch_size}) must be at least 1")
+        for name in (
+            *("batch_size", "judge_stories", "judge_repeats", "judge_requests_per_minute"),
+            *("judge_concurrency", "judge_timeout_s"),
+        ):
+            if not getattr(self, name) >= 1:
+                raise UserError(f"{name} ({getattr(self, name)}) must be at least 1")
+        self._check_judge()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed ({self.seed}) must be between 0 and 4294967295")
         if self.output.suffix.lower() != ".html" or self.output.is_dir():
@@ -319,6 +345,32 @@ class ReportCardArgs:
             top_k=self.top_k,
             top_p=self.top_p,
         )
+
+    @property
+    def judge_cache_path(self) -> Path:
+        """File of the answers of the judge."""
+        return self.judge_cache or self.output.with_suffix(".judge.jsonl")
+
+    def _check_judge(self) -> None:
+        if self.judge is None:
+            for name in ("judge_url", "judge_estimate"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"{name} ({getattr(self, name)}) has no effect without judge; set --judge"
+                    )
+            return
+        if self.judge_url is None:
+            return
+        parts = urlsplit(self.judge_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError(
+                f"judge_url ({parts.scheme}:...): must start with http:// or https:// and a host; correct it"
+            )
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise UserError(
+                f"judge_url (...{parts.path}): must not contain a password or a query; "
+                f"put the key into the environment variable {self.judge_key_env}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Diagnosis:
     position: int | None
     """Characters before the piece of text that breaks; None if the grammar accepts the text."""
     constraint: str | None
-    """`hero changes`, `treats changes`, or one of the constants of this module; None for an accepted text."""
+    """`contradicts the hero` (or another choice), a constant of this module, or None without a break."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _broken_constraint(parser: _TracingParser) -> str:
         return ENDS_EARLY
     for changed, step in _alternatives(steps):
         if any(rest.startswith(piece) for piece in _pieces_after(changed)):
-            return f"{_NAMES.get(step.name) or step.name.lower().replace('_', ' ')} changes"
+            return f"contradicts the {_NAMES.get(step.name) or step.name.lower().replace('_', ' ')}"
     if _is_last_piece(indices):
         return MORAL
     is_elsewhere = any(len(piece) >= _MIN_MATCH and rest.startswith(piece) for piece in _all_pieces(steps))

@@ -28,6 +28,9 @@ from tinystories_slm.report_card.grammar_check import (
     entropy_distances,
     shares_by_plot,
 )
+from tinystories_slm.report_card.judge import load_judge
+from tinystories_slm.report_card.judge_cache import AnswerCache
+from tinystories_slm.report_card.judging import JudgingPlan, judge_stories
 from tinystories_slm.report_card.measures import MEASURES, CardStory
 from tinystories_slm.report_card.memorization import find_copies
 from tinystories_slm.report_card.page import render_page
@@ -79,7 +82,11 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
     Raises:
         UserError: a package is missing, or a model, the data or the split cannot be found or read.
     """
-    _require_packages("sacrebleu", "spellchecker", "textstat", *["rapidfuzz"] * args.memorization)
+    _require_packages(
+        *("sacrebleu", "spellchecker", "textstat"),
+        *["rapidfuzz"] * args.memorization,
+        *["openai"] * (args.judge_url is not None),
+    )
     names = _display_names([args.model, *args.baseline])
     sets: list[StorySet] = []
     held_out: HeldOut | None = None
@@ -106,6 +113,10 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
         )
     zeros = np.zeros(len(held_out.stories)) if held_out.is_builtin_corpus else None
     sets.append(StorySet(name=HELD_OUT, stories=held_out.stories, entropy_distances=zeros))
+    if args.judge_estimate:
+        estimate = _plan(args, sets).estimate(load_judge(args).name, AnswerCache(args.judge_cache_path))
+        print(f"judge {args.judge}: {estimate}")
+        return {"judge_estimate": asdict(estimate)}
     card = _card(args, sets, held_out)
     _write(card, args.output)
     return card
@@ -163,6 +174,9 @@ def _card(args: ReportCardArgs, sets: list[StorySet], held_out: HeldOut) -> dict
     if args.memorization:
         logger.info("compare %d stories with every training story", sum(len(one.stories) for one in sets))
         values, card["memorization"] = _measure_copies(sets, held_out)
+        measured += values
+    if args.judge is not None:
+        values, card["judge"] = _judge(args, sets)
         measured += values
     card["measures"] = [_summarize(one, sets) for one in measured]
     return card
@@ -297,6 +311,38 @@ def _measure_copies(
         "is_recorded": held_out.trained_on is not None,
         "examples": examples,
     }
+
+
+def _plan(args: ReportCardArgs, sets: Sequence[StorySet]) -> JudgingPlan:
+    texts = [(one.name, [story.text for story in one.stories[: args.judge_stories]]) for one in sets]
+    return JudgingPlan(sets=texts, num_repeats=args.judge_repeats)
+
+
+def _judge(args: ReportCardArgs, sets: Sequence[StorySet]) -> tuple[list[MeasuredValues], dict[str, Any]]:
+    """Return the marks, and what the judge is worth."""
+    plan, judge, cache = _plan(args, sets), load_judge(args), AnswerCache(args.judge_cache_path)
+    with cache.locked():
+        logger.info("judge %s: %s", judge.name, plan.estimate(judge.name, cache))
+        found = judge_stories(plan, judge, cache, requests_per_minute=args.judge_requests_per_minute)
+    titles = {
+        "grammar": "Grammar and spelling, from 1 to 10.",
+        "creativity": "Ideas of the story, from 1 to 10.",
+        "consistency": "How well names, things and events fit together, from 1 to 10.",
+        "plot": "Whether the story makes sense and has a beginning, a middle and an end, from 1 to 10.",
+        "age": "Age in years of a student who would write the story, as the judge guesses it.",
+    }
+    measured = [
+        MeasuredValues(
+            section="Judge",
+            name=f"judge_{name}",
+            title=name.capitalize(),
+            definition=definition,
+            format="number",
+            values=[marks[name] for marks in found.marks],
+        )
+        for name, definition in titles.items()
+    ]
+    return measured, found.record
 
 
 def _summarize(measured: MeasuredValues, sets: Sequence[StorySet]) -> dict[str, Any]:
