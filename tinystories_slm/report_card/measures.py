@@ -234,7 +234,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         name="hero_returns",
         title="The hero keeps the name",
-        definition="Share of the stories with `named X` or `called X` in which X occurs again.",
+        definition="Of the stories that introduce someone as named X or called X, those that use X again.",
         of_story=_hero_returns,
     ),
     Measure(

@@ -73,4 +73,6 @@ def _verdict(difference: dict[str, float]) -> str:
 def _format(value: float, kind: str) -> str:
     if kind == "share":
         return f"{value:.2%}" if abs(value) < 0.0995 else f"{value:.1%}"
+    if 0 < abs(value) < 0.1:
+        return f"{value:.4f}"
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
