@@ -26,6 +26,7 @@ from tinystories_slm.grammar.grammar import StoryParser
 from tinystories_slm.grammar.stories import run_grammar
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.report_card import card as card_module
+from tinystories_slm.report_card import judge as judge_module
 from tinystories_slm.report_card.card import HELD_OUT, report_card
 from tinystories_slm.report_card.measures import MEASURES
 from tinystories_slm.report_card.page import render_page
@@ -185,6 +186,18 @@ def test_judge_marks_the_stories_and_its_answers_stay_off_the_page(
 
         card = report_card(make_args(model_folder, tmp_path, **options))
         assert len(server.requests) == num_requests
+        report_card(make_args(model_folder, tmp_path, **options))
+        assert len(server.requests) == num_requests
+        # Without the endpoint, the answers on disk are enough; for other stories the card has no judge.
+        options["judge_stories"] = 4
+        monkeypatch.setattr(judge_module, "_MAX_RETRIES", 0)
+        server.faults = ["500"] * 99
+        (tmp_path / "card.html").unlink()
+        with pytest.raises(UserError, match="status 500"):
+            report_card(make_args(model_folder, tmp_path, **options))
+        assert "judge" not in json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
+        assert (tmp_path / "card.html").is_file()
+        options["judge_stories"], num_requests = 3, len(server.requests)
         report_card(make_args(model_folder, tmp_path, **options))
         assert len(server.requests) == num_requests
     assert card["judge"]["planted_found"]["value"] == 0.0 and card["judge"]["first_preferred"]["value"] == 1.0

@@ -138,6 +138,8 @@ def test_local_model_answers_with_its_chat_template(monkeypatch, tmp_path, token
     plain = judge.answer(messages, seed=0)
     assert 0 < len(plain) < 200 and "BEGIN" not in plain and judge.answer(messages, seed=0) == plain
     template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<answer>"
+    with pytest.raises(UserError, match=r"prompt is \d+ tokens long .* use a judge with a longer context"):
+        judge.answer(mark_messages("A fox ran. " * 1000), seed=0)
     judge._tokenizer.chat_template = template
     with_template = judge.answer(messages, seed=0)
     assert "<answer>" not in with_template and with_template != plain
@@ -177,7 +179,7 @@ def test_failure_keeps_the_answers_and_the_same_command_goes_on(tmp_path, monkey
     path, requests = tmp_path / "answers.jsonl", requests_of(12)
     with bad_endpoint(lambda messages: GOOD_MARKS, "", "", "", "", "", "500") as server:
         judge = EndpointJudge(make_args(server.url, judge_concurrency=2))
-        with pytest.raises(UserError, match=r"status 500 .*; the same command goes on from .*answers.jsonl"):
+        with pytest.raises(UserError, match=r"status 500 .*; the next command goes on from .*answers.jsonl"):
             collect_answers(judge, requests, AnswerCache(path), requests_per_minute=10**6)
         kept = len(path.read_text().splitlines())
         assert 5 <= kept == server.num_answered < 12

@@ -118,6 +118,8 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
         print(f"judge {args.judge}: {estimate}")
         return {"judge_estimate": asdict(estimate)}
     card = _card(args, sets, held_out)
+    if args.judge is not None:
+        _add_judge(card, args, sets)
     _write(card, args.output)
     return card
 
@@ -174,9 +176,6 @@ def _card(args: ReportCardArgs, sets: list[StorySet], held_out: HeldOut) -> dict
     if args.memorization:
         logger.info("compare %d stories with every training story", sum(len(one.stories) for one in sets))
         values, card["memorization"] = _measure_copies(sets, held_out)
-        measured += values
-    if args.judge is not None:
-        values, card["judge"] = _judge(args, sets)
         measured += values
     card["measures"] = [_summarize(one, sets) for one in measured]
     return card
@@ -316,6 +315,16 @@ def _measure_copies(
 def _plan(args: ReportCardArgs, sets: Sequence[StorySet]) -> JudgingPlan:
     texts = [(one.name, [story.text for story in one.stories[: args.judge_stories]]) for one in sets]
     return JudgingPlan(sets=texts, num_repeats=args.judge_repeats)
+
+
+def _add_judge(card: dict[str, Any], args: ReportCardArgs, sets: Sequence[StorySet]) -> None:
+    """Add the marks of the judge; if there are none, write the card without them and raise the error."""
+    try:
+        measured, card["judge"] = _judge(args, sets)
+    except BaseException:
+        _write(card, args.output)
+        raise
+    card["measures"] += [_summarize(one, sets) for one in measured]
 
 
 def _judge(args: ReportCardArgs, sets: Sequence[StorySet]) -> tuple[list[MeasuredValues], dict[str, Any]]:

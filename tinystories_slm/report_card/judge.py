@@ -94,7 +94,10 @@ class LocalJudge(Judge):
         else:
             prompt = "\n\n".join(message["content"] for message in messages) + "\n"
         sampling = SamplingParams(max_new_tokens=_MAX_TOKENS, temperature=_TEMPERATURE, top_k=0, top_p=1.0)
-        requests = prepare_requests(self._model, self._tokenizer, [prompt], [seed], sampling)
+        try:
+            requests = prepare_requests(self._model, self._tokenizer, [prompt], [seed], sampling)
+        except UserError as error:
+            raise JudgeError(f"{self.name}: {error}; use a judge with a longer context") from error
         [result] = generate_batch(self._model, self._tokenizer, requests, sampling, batch_size=1)
         # The prompt is decoded, too, and special tokens of the template are left out of the text.
         decoded = self._tokenizer.decode(requests[0].token_ids, skip_special_tokens=True)

@@ -156,7 +156,7 @@ def collect_answers(
         for future in tqdm(as_completed(futures), total=len(futures), desc="judge", disable=None):
             future.result()
     except JudgeError as error:
-        raise UserError(f"judge ({error}); the same command goes on from {cache.path}") from error
+        raise UserError(f"judge ({error}); the next command goes on from {cache.path}") from error
     finally:
         failed.set()
         pool.shutdown(cancel_futures=True)  # waits for requests in flight, whose answers are written
