@@ -309,6 +309,9 @@ class ReportCardArgs:
     """JSON Lines file of answers, which are not requested again; null for the output with .judge.jsonl."""
     judge_estimate: bool = False
     """Print the number of requests and tokens, and stop before the first one."""
+    arena: bool = False
+    """Compare stories of the models and held-out ones blind in the terminal, instead of writing a card; votes
+    are kept in the output with .votes.jsonl."""
     batch_size: int = 64
     """Stories generated at the same time; affects speed and memory, not the text."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -18,6 +18,7 @@ from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.report_card.arena import bradley_terry, run_arena
 from tinystories_slm.report_card.bootstrap import estimate_difference, estimate_mean
 from tinystories_slm.report_card.grammar_check import (
     accepted_shares,
@@ -113,6 +114,8 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
         )
     zeros = np.zeros(len(held_out.stories)) if held_out.is_builtin_corpus else None
     sets.append(StorySet(name=HELD_OUT, stories=held_out.stories, entropy_distances=zeros))
+    if args.arena:
+        return _arena(args, sets)
     if args.judge_estimate:
         estimate = _plan(args, sets).estimate(load_judge(args).name, AnswerCache(args.judge_cache_path))
         print(f"judge {args.judge}: {estimate}")
@@ -122,6 +125,18 @@ def report_card(args: ReportCardArgs) -> dict[str, Any]:
         _add_judge(card, args, sets)
     _write(card, args.output)
     return card
+
+
+def _arena(args: ReportCardArgs, sets: Sequence[StorySet]) -> dict[str, Any]:
+    """Compare the sets in the terminal and print the estimate from all votes."""
+    path = args.output.with_suffix(".votes.jsonl")
+    texts = [(one.name, [story.text for story in one.stories]) for one in sets]
+    votes = run_arena(texts, path, seed=args.seed)
+    found = bradley_terry(votes)
+    print(f"\n{len(votes)} votes in {path}; share won against an average opponent, 95% interval:")
+    for name, one in sorted(found.items(), key=lambda item: -item[1]["value"]):
+        print(f"{one['value']:6.1%} ({one['low']:.1%} to {one['high']:.1%}, {one['count']} votes)  {name}")
+    return {"arena": found}
 
 
 def _load(model: str, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
