@@ -137,6 +137,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         ["export", "--model", best, "--format=native", "--output=native"],
         ["export", "--model", best, "--format=onnx", "--output=page"],
         ["report", "--run=run"],
+        ["report_card", "--model", best, "--num_stories=10", "--max_new_tokens=8", "--output=run/card.html"],
         ["push_to_hub", "--run=run", "--repo_id=tester/tales", "--dry_run"],
     ]
     run_in(tmp_path, installed, "report", "--run=absent", code=2)
@@ -145,5 +146,6 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
     assert (tmp_path / "page" / "index.html").is_file() and (tmp_path / "run" / "report.html").is_file()
     card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
     assert "## Evaluation" in card
+    assert "Longest copied run" in (tmp_path / "run" / "card.html").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "run" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "tinystories_slm"
