@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -158,6 +159,24 @@ def ignore_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(TinyStoriesForCausalLM, "forward", forgetful)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless Chromium, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def brightness(rgb: str) -> float:
+    """Sum of the channels of a computed color."""
+    return sum(map(float, rgb.removeprefix("rgb(").removesuffix(")").split(",")))
 
 
 def run_script(

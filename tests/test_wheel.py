@@ -106,6 +106,8 @@ def test_the_wheel_holds_what_the_commands_need_and_no_tests(wheel):
         "kernels/dtypes.h", "kernels/training/kernels.c",
         "kernels/decoding/kernels.c", "runs/report.html.jinja", "runs/page.css", "runs/page.js",
         "data_report/data_report.html.jinja", "data_report/card.md.jinja",
+        "kernels/decoding/kernels.c", "runs/report.html.jinja", "runs/base.html.jinja",
+        "report_card/card.html.jinja", "report_card/prompts_v1.txt",
     ):  # fmt: skip
         assert f"tinystories_slm/{name}" in names, name
     assert all(name.startswith(("tinystories_slm/", "tinystories_slm-")) for name in names)
@@ -138,6 +140,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
         ["export", "--model", best, "--format=native", "--output=native"],
         ["export", "--model", best, "--format=onnx", "--output=page"],
         ["report", "--run=run"],
+        ["report_card", "--model", best, "--num_stories=10", "--max_new_tokens=8", "--output=run/card.html"],
         ["push_to_hub", "--run=run", "--repo_id=tester/tales", "--dry_run"],
     ]
     run_in(tmp_path, installed, "report", "--run=absent", code=2)
@@ -146,5 +149,6 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
     assert (tmp_path / "page" / "index.html").is_file() and (tmp_path / "run" / "report.html").is_file()
     card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
     assert "## Evaluation" in card
+    assert "Longest copied run" in (tmp_path / "run" / "card.html").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "run" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "tinystories_slm"

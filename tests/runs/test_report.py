@@ -4,12 +4,11 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, brightness
 
 from tinystories_slm.config import save_config
 from tinystories_slm.config.command_args import ReportArgs
@@ -152,18 +151,6 @@ def test_script_writes_the_report(run_dir, monkeypatch, capsys):
     assert (run_dir / "report.html").is_file()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -214,7 +201,3 @@ def test_report_renders_in_a_browser(run_dir, browser, tmp_path, width, height, 
     assert not errors
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     page.close()
-
-
-def brightness(rgb: str) -> float:
-    return sum(map(float, rgb.removeprefix("rgb(").removesuffix(")").split(",")))

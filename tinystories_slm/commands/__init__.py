@@ -71,6 +71,11 @@ COMMANDS = {
     "report": Command(
         "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
     ),
+    "report_card": Command(
+        "tinystories_slm.report_card.card:report_card",
+        f"{_ARGS}:ReportCardArgs",
+        "measure generated stories: page and figures",
+    ),
     "doctor": Command(
         "tinystories_slm.doctor:doctor",
         f"{_ARGS}:doctor_args",

@@ -36,7 +36,8 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
     parser = _build_parser(args_type, Path(sys.argv[0]).name)
     try:
         given, texts = _set_null_texts_aside(_join_repeated(given, args_type), args_type)
-        given = _config_files_first(_expand_switches(given, args_type), args_type)
+        given = _append_to_lists(_expand_switches(given, args_type), args_type)
+        given = _config_files_first(given, args_type)
         namespace = parser.parse_args(given)
         _reject_null_sections(namespace, args_type)
         values = vars(parser.instantiate(namespace))
@@ -172,6 +173,24 @@ def _expand_switches(argv: Sequence[str], args_type: type) -> list[str]:
         f"{arg}=true" if arg in switches and follower.startswith("--") else arg
         for arg, follower in zip(argv, followers, strict=True)
     ]
+
+
+def _append_to_lists(argv: Sequence[str], args_type: type) -> list[str]:
+    """Write the values of a list (`--baseline A B`, or repeated) as jsonargparse appends them."""
+    lists = {f"--{name}" for name in _option_names(args_type, of=(list[str],))}
+    written: list[str] = []
+    option = ""
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            option = name if name in lists and not equals else ""
+        if option and arg != option:
+            written.append(f"{option}+={arg}")
+        elif equals and name in lists and not value.startswith("["):
+            written.append(f"{name}+={value}")
+        elif not option:
+            written.append(arg)
+    return written
 
 
 def _format_error(message: str, args_type: type) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tinystories_slm.runs.chart import Curve, render_chart
+from tinystories_slm.runs.page import load_template
 
 if TYPE_CHECKING:
     from tinystories_slm.data_report.report import DataReport
@@ -26,27 +25,13 @@ def render_page(report: DataReport) -> str:
             report.vocabularies, "Share of the embedding", "embedding_share", "{:.0%}"
         ),
     }
-    return _template().render(
+    return load_template("data_report.html.jinja", "tinystories_slm.data_report").render(
         report=report,
         charts={name: Markup(svg) for name, svg in charts.items()},
         num_stories=sum(counts["num_stories"] for counts in report.splits.values()),
         num_bytes=sum(counts["num_bytes"] for counts in report.splits.values()),
         configured=next((one for one in report.vocabularies if one["is_configured"]), None),
     )
-
-
-@cache
-def _template() -> Template:
-    # The style sheet and the script are those of the report of a run.
-    loaders = [PackageLoader(f"tinystories_slm.{name}", ".") for name in ("data_report", "runs")]
-    environment = Environment(
-        loader=ChoiceLoader(loaders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("data_report.html.jinja")
 
 
 def _length_chart(report: DataReport, unit: str) -> str:

@@ -1,5 +1,6 @@
 """Built-in corpus: a grammar of children's stories with exactly known probabilities and entropy."""
 
+from .diagnosis import Diagnosis, diagnose
 from .stories import (
     VERSION,
     Story,
@@ -13,7 +14,9 @@ from .stories import (
 
 __all__ = [
     "VERSION",
+    "Diagnosis",
     "Story",
+    "diagnose",
     "entropy",
     "generate_corpus",
     "generate_story",

@@ -3,13 +3,11 @@
 import json
 import math
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tinystories_slm.config.command_args import ReportArgs
@@ -20,6 +18,7 @@ from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.io.units import format_duration
 from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.runs.chart import Curve, render_chart
+from tinystories_slm.runs.page import load_template
 from tinystories_slm.runs.records import entropy_per_token, validation_metrics
 from tinystories_slm.runs.run_dir import RunDir
 
@@ -68,24 +67,15 @@ def write_report(run_dir: Path) -> Path:
     The page omits everything that the run has not recorded yet.
     """
     files = RunDir(run_dir)
-    write_text(files.report, _template().render(**_page_contents(files)))
+    write_text(files.report, load_template("report.html.jinja").render(**_page_contents(files)))
     return files.report
 
 
 def is_report_current(run_dir: Path) -> bool:
     """Whether `report.html` is what `write_report` would write now."""
     files = RunDir(run_dir)
-    page = _template().render(**_page_contents(files))
+    page = load_template("report.html.jinja").render(**_page_contents(files))
     return files.report.is_file() and files.report.read_bytes() == page.encode("utf-8")
-
-
-@cache
-def _template() -> Template:
-    loader = PackageLoader("tinystories_slm.runs", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja")
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
