@@ -27,6 +27,7 @@ from tinystories_slm.grammar.stories import run_grammar
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.report_card import card as card_module
 from tinystories_slm.report_card import judge as judge_module
+from tinystories_slm.report_card import sections
 from tinystories_slm.report_card.card import HELD_OUT, report_card
 from tinystories_slm.report_card.measures import MEASURES
 from tinystories_slm.report_card.page import render_page
@@ -137,7 +138,7 @@ def test_page_escapes_what_a_model_writes(written):
 
 
 def test_data_are_by_default_what_the_model_was_trained_on(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(card_module, "MEASURES", MEASURES[:2])
+    monkeypatch.setattr(sections, "MEASURES", MEASURES[:2])
     monkeypatch.setattr(builtin, "BUILTIN_STORIES", 500)  # 40,000 take seconds
     card = report_card(make_args(model_folder, tmp_path))
     expected = {"source": "builtin", "split": "validation", "num_training_stories": 0}
@@ -164,7 +165,7 @@ def test_data_are_by_default_what_the_model_was_trained_on(model_folder, tmp_pat
 def test_judge_marks_the_stories_and_its_answers_stay_off_the_page(
     model_folder, stories_file, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(card_module, "MEASURES", MEASURES[:1])
+    monkeypatch.setattr(sections, "MEASURES", MEASURES[:1])
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-of-the-test")
 
     def answer(messages):
