@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, SHARED
-from runs.test_report import brightness, browser  # noqa: F401 (a fixture)
+from runs.test_report import brightness
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import parse
@@ -242,7 +242,7 @@ def test_options_of_a_push_need_one():
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"])
-def test_page_renders_in_a_browser(config, browser, width, scheme):  # noqa: F811
+def test_page_renders_in_a_browser(config, browser, width, scheme):
     errors, requests = [], []
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page.on("console", lambda message: errors.append(message.text))
