@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tinystories_slm.report_card.bootstrap import estimate_difference, estimate_mean
+from tinystories_slm.report_card.estimates import estimate_difference, estimate_mean
 from tinystories_slm.report_card.measures import GROUP_SIZE, MEASURES, CardStory
 
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -18,7 +18,7 @@ from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 from tinystories_slm.report_card.arena import bradley_terry, run_arena
-from tinystories_slm.report_card.bootstrap import estimate_difference, estimate_mean
+from tinystories_slm.report_card.estimates import estimate_difference, estimate_mean
 from tinystories_slm.report_card.grammar_check import entropy_distances
 from tinystories_slm.report_card.judge import load_judge
 from tinystories_slm.report_card.judge_cache import AnswerCache

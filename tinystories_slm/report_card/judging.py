@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinystories_slm.report_card.bootstrap import estimate_mean
+from tinystories_slm.report_card.estimates import estimate_mean
 from tinystories_slm.report_card.judge import Judge
 from tinystories_slm.report_card.judge_cache import (
     AnswerCache,

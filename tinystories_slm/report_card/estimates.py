@@ -1,11 +1,10 @@
-"""Bootstrap intervals: the mean of independent values, and the difference of two means."""
+"""Means with bootstrap intervals: of independent values, and of the difference of two samples."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-_NUM_RESAMPLES = 2000
-_LEVELS = (2.5, 97.5)
+from tinystories_slm.evaluation.bootstrap import Resamples, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ def estimate_mean(values: np.ndarray) -> Estimate | None:
     """Return the mean of `values` (N,) with its interval; None without values."""
     if not len(values):
         return None
-    low, high = np.percentile(_resampled_means(values, seed=0), _LEVELS)
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    low, high = percentile_interval(_resampled_means(values, seed=0))
+    return Estimate(float(values.mean()), low, high, len(values))
 
 
 def estimate_difference(values: np.ndarray, others: np.ndarray) -> Estimate | None:
@@ -32,10 +31,9 @@ def estimate_difference(values: np.ndarray, others: np.ndarray) -> Estimate | No
     if not len(values) or not len(others):
         return None
     means = _resampled_means(values, seed=0) - _resampled_means(others, seed=1)
-    low, high = np.percentile(means, _LEVELS)
-    return Estimate(float(values.mean() - others.mean()), float(low), float(high), len(values))
+    low, high = percentile_interval(means)
+    return Estimate(float(values.mean() - others.mean()), low, high, len(values))
 
 
 def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return values[rng.integers(len(values), size=(_NUM_RESAMPLES, len(values)))].mean(axis=1)
+    return Resamples(len(values), seed=seed).ratios(values, np.ones(len(values)))
