@@ -340,7 +340,7 @@ def make_encoder():
     return encode_slowly
 
 if __name__ == "__main__":
-    list(prepare._map_ordered(make_encoder, 4, 2))
+    list(prepare._map_ordered(make_encoder, range(4), 2))
 """)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         workers = {int(process.stdout.readline()) for _ in range(2)}

@@ -17,6 +17,20 @@ COMMANDS = {
         wait $task; code=$?
         while kill -0 $task 2>/dev/null; do wait $task; code=$?; done
         exit $code""",
+    # Runs the job, or each task of an array job, at once.
+    "sbatch": """
+        echo "sbatch $*" >> "$LOG"
+        last=
+        while [ "${1#--}" != "$1" ]; do
+            case "$1" in --array=0-*) last=${1#--array=0-} ;; esac
+            shift
+        done
+        if [ -z "$last" ]; then bash "$@" >&2 || exit 1
+        else for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@" >&2 || exit 1; done; fi
+        echo "$(wc -l < "$LOG");cluster" """,
+    "python": """
+        printf "[%s]" "$@" >> "$LOG"; echo >> "$LOG"
+        exit "$EXIT_CODE" """,
     "scontrol": """
         echo "$@" >> "$LOG"
         if [ "$1" = show ]; then echo node17; fi""",
@@ -43,7 +57,9 @@ def job(tmp_path):
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     os.mkfifo(tmp_path / "ready")
 
-    def start(exit_code: str) -> subprocess.Popen:
+    def start(
+        exit_code: str, script: str = "train.sbatch", *options: str, **variables: str
+    ) -> subprocess.Popen:
         environment = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "LOG": str(tmp_path / "log"),
@@ -55,7 +71,8 @@ def job(tmp_path):
             "SLURM_NNODES": "2",
             "SLURM_NODEID": "0",
         }
-        return subprocess.Popen(["bash", str(SCRIPTS / "train.sbatch"), "--train.seed", "3"], env=environment)
+        command = ["bash", str(tmp_path / "launch" / "slurm" / script), *(options or ("--train.seed", "3"))]
+        return subprocess.Popen(command, env=environment | variables, stdout=subprocess.PIPE, text=True)
 
     return start
 
@@ -83,3 +100,29 @@ def test_job_signalled_before_its_limit_saves_and_is_requeued(job, tmp_path):
     assert running.wait(timeout=30) == 0
 
     assert (tmp_path / "log").read_text().splitlines()[-2:] == ["saved", "requeue 4711"]
+
+
+def test_preparation_submits_tokenizer_shards_and_merge(job, tmp_path):
+    source = "[{name: tinystories, weight: 3}]"
+    running = job("0", "prepare.sh", "--data.source", source, SHARDS="3")
+    assert (
+        running.communicate(timeout=30)[0] == "submitted: tokenizer 2, 3 shards 6, merge 8; logs in runs/\n"
+    )
+    assert running.returncode == 0 and (tmp_path / "runs").is_dir()
+    options, script = f"[--data.source][{source}]", "launch/slurm/prepare.sbatch"
+    flag = f"--data.source {source}"
+    submit = "sbatch --parsable --kill-on-invalid-dep=yes --output=runs/slurm-"
+    assert (tmp_path / "log").read_text().splitlines() == [
+        f"{submit}%j.out {script} scripts/train_tokenizer.py {flag}",
+        f"[scripts/train_tokenizer.py]{options}",
+        f"{submit}%A_%a.out --array=0-2 --dependency=afterok:2 {script} scripts/prepare_data.py {flag}",
+        *(f"[scripts/prepare_data.py]{options}[--shard][{rank}/3]" for rank in range(3)),
+        f"{submit}%j.out --dependency=afterok:6 {script} scripts/prepare_data.py {flag} --merge_shards 3",
+        f"[scripts/prepare_data.py]{options}[--merge_shards][3]",
+    ]
+
+
+def test_preparation_that_cannot_be_submitted_stops(job, tmp_path):
+    running = job("2", "prepare.sh", "--config", "none.yaml")
+    assert "submitted" not in running.communicate(timeout=30)[0] and running.returncode != 0
+    assert (tmp_path / "log").read_text().count("sbatch") == 2  # the first job, and the name of its script

@@ -48,7 +48,9 @@ COMMANDS = {
         "tinystories_slm.commands.data:run_train_tokenizer", _CONFIG, "stories -> data_dir/tokenizer"
     ),
     "prepare_data": Command(
-        "tinystories_slm.commands.data:run_prepare", _CONFIG, "tokens -> data_dir/train.bin, validation.bin"
+        "tinystories_slm.commands.data:run_prepare",
+        f"{_ARGS}:PrepareArgs",
+        "tokens -> data_dir/train.bin, validation.bin",
     ),
     "data_report": Command(
         "tinystories_slm.commands.data:run_data_report",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,15 +30,26 @@ from tinystories_slm.data.provenance import DataManifest, log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.data.sources.mixture import PartCounts
 from tinystories_slm.data.story_encoder import StoryEncoder
+from tinystories_slm.data.token_shards import (
+    WHOLE,
+    Shard,
+    ShardFiles,
+    ShardManifest,
+    load_shard,
+    load_shards,
+    merge_split,
+    shards_folder,
+)
 from tinystories_slm.data.tokenizer import (
     TokenizerManifest,
     check_tokenizer_file,
     load_tokenizer,
+    tokenizer_differences,
     train_tokenizer,
 )
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.host import num_usable_cores
-from tinystories_slm.io.atomic import atomic_write, directory_lock
+from tinystories_slm.io.atomic import atomic_write, directory_lock, file_sha256, remove_directory
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +114,112 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     return manifest
 
 
+def prepare_shard(data: DataArgs, tokenizer: TokenizerArgs, shard: Shard) -> ShardManifest | None:
+    """Write one shard of the token files, which `merge_shards` merges; first make what `prepare_data` needs.
+
+    An existing shard of the same stories and tokenizer is kept.
+
+    Returns:
+        The manifest of the shard; None if the token files themselves exist.
+
+    Raises:
+        UserError: as `prepare_data`, or stories or tokenizer were replaced meanwhile.
+    """
+    if _differences(data, tokenizer) != []:
+        download_data(data)
+        train_tokenizer(data, tokenizer)
+        folder = shard.folder(data.data_dir)
+        with directory_lock(folder, option="data.data_dir"):
+            if _differences(data, tokenizer) != []:  # not merged while this process waited
+                return _write_shard(data, shard, folder)
+    logger.info("using the existing token files in %s", data.data_dir)
+    return None
+
+
+def _write_shard(data: DataArgs, shard: Shard, folder: Path) -> ShardManifest:
+    inputs = _shard_inputs(data)
+    if (manifest := load_shard(folder)) is not None:
+        if not (differences := manifest.differences(inputs)):
+            logger.info("using the existing shard in %s", folder)
+            return manifest
+        logger.warning("building shard %s again: it has %s", shard, " and ".join(differences))
+    (folder / "shard.json").unlink(missing_ok=True)  # of the files that are replaced
+    files = {}
+    for split, counts in RawManifest.load(data.data_dir / "raw" / "source.json").splits.items():
+        with (
+            atomic_write(folder / f"{split}.bin") as tokens,
+            atomic_write(_prompt_file(folder, split)) as prompts,
+        ):
+            num_tokens, prompt_lengths = _write_tokens(
+                data, split, counts["num_bytes"], inputs.token_dtype, tokens, shard
+            )
+            prompt_lengths.astype("<u4").tofile(prompts)
+            files[split] = ShardFiles(
+                num_stories=len(prompt_lengths),
+                num_tokens=num_tokens,
+                tokens_sha256=file_sha256(tokens),
+                prompts_sha256=file_sha256(prompts),
+            )
+    if _shard_inputs(data) != inputs:
+        raise UserError(
+            f"{data.data_dir} was prepared with other options meanwhile; "
+            "run all shards with the same options, or use another --data.data_dir"
+        )
+    manifest = replace(inputs, files=files)
+    with atomic_write(folder / "shard.json") as unfinished:
+        manifest.save(unfinished)
+    return manifest
+
+
+def merge_shards(data: DataArgs, tokenizer: TokenizerArgs, num_shards: int) -> Manifest:
+    """Write the token files, as `prepare_data` does, from `num_shards` shards, and remove the shards.
+
+    Raises:
+        UserError: shards are missing, damaged, or of other stories or another tokenizer.
+    """
+    if _differences(data, tokenizer) != []:
+        found = tokenizer_differences(data.data_dir / "tokenizer", data, tokenizer)
+        if found != []:
+            raise UserError(
+                f"merge_shards ({num_shards}): {data.data_dir} has no shards for these options "
+                f"({'; '.join(found or ['there is no tokenizer'])}); "
+                f"run prepare_data with --shard 0/{num_shards} and all other shards first"
+            )
+        with directory_lock(data.data_dir, option="data.data_dir"):
+            if _differences(data, tokenizer) != []:
+                shards = load_shards(data.data_dir, num_shards, _shard_inputs(data))
+                _tokenize_splits(data, partial(_merge_tokens, shards))
+    manifest = prepare_data(data, tokenizer)
+    remove_directory(shards_folder(data.data_dir))
+    return manifest
+
+
+def _merge_tokens(
+    shards: list[tuple[Path, ShardManifest]],
+    data: DataArgs,
+    split: str,
+    num_bytes: int,
+    token_dtype: str,
+    path: Path,
+) -> tuple[int, np.ndarray]:
+    """`WriteTokens` from shards."""
+    return merge_split(shards, split, path)
+
+
+def _shard_inputs(data: DataArgs) -> ShardManifest:
+    """Return the manifest of a shard of the current stories and tokenizer, without its files."""
+    raw = RawManifest.load(data.data_dir / "raw" / "source.json")
+    tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
+    _check_inputs(data.data_dir, raw, tokenizer)
+    return ShardManifest(
+        provenance=raw.provenance,
+        tokenizer_sha256=tokenizer.tokenizer_sha256,
+        token_dtype=_token_dtype(data, tokenizer.vocab_size),
+        code_version=version("tinystories_slm"),
+        files={},
+    )
+
+
 def _is_prepared(data_dir: Path) -> bool:
     """Whether all files exist; a damaged file is not rebuilt but rejected by `open_tokens`."""
     return all((data_dir / name).exists() for name in ("manifest.json", "train.bin", "validation.bin"))
@@ -162,8 +279,16 @@ def _differences(data: DataArgs, args: TokenizerArgs) -> list[str] | None:
     return found
 
 
-def _tokenize_splits(data: DataArgs) -> Manifest:
-    """Write train.bin, validation.bin and manifest.json from the raw stories and the tokenizer."""
+WriteTokens = Callable[[DataArgs, str, int, str, Path], tuple[int, np.ndarray]]
+"""Arguments and results of `_write_tokens`."""
+
+
+def _tokenize_splits(data: DataArgs, write_tokens: WriteTokens | None = None) -> Manifest:
+    """Write train.bin, validation.bin and manifest.json from the raw stories and the tokenizer.
+
+    `write_tokens` writes the ids of a split, by default `_write_tokens`.
+    """
+    write_tokens = write_tokens or _write_tokens
     raw = RawManifest.load(data.data_dir / "raw" / "source.json")
     tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
     _check_inputs(data.data_dir, raw, tokenizer)
@@ -173,7 +298,7 @@ def _tokenize_splits(data: DataArgs) -> Manifest:
     with ExitStack() as files:  # both files get their final names only when both are complete
         for split, counts in raw.splits.items():
             path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
-            num_tokens, prompt_lengths = _write_tokens(data, split, counts["num_bytes"], token_dtype, path)
+            num_tokens, prompt_lengths = write_tokens(data, split, counts["num_bytes"], token_dtype, path)
             splits[split] = TokenCounts(
                 num_stories=counts["num_stories"], num_tokens=num_tokens, num_bytes=counts["num_bytes"]
             )
@@ -219,18 +344,26 @@ def _token_dtype(data: DataArgs, vocab_size: int) -> str:
 
 
 def _write_tokens(
-    data: DataArgs, split: str, num_bytes: int, token_dtype: str, path: Path
+    data: DataArgs,
+    split: str,
+    num_bytes: int,
+    token_dtype: str,
+    path: Path,
+    shard: Shard = WHOLE,
 ) -> tuple[int, np.ndarray]:
-    """Write the ids of every story, each followed by the end-of-text id.
+    """Write the ids of every story of `shard`, each followed by the end-of-text id.
+
+    `num_bytes` counts the text of all shards.
 
     Returns:
         The number of ids, and the number of ids of each story's prompt, uint32 (num_stories,).
     """
     raw = data.data_dir / "raw" / f"{split}.parquet"
     with pq.ParquetFile(raw) as file:
-        num_row_groups = file.num_row_groups
+        row_groups = shard.row_groups(file.num_row_groups)
+        num_bytes = num_bytes * len(row_groups) // file.num_row_groups  # about
     num_workers = min(
-        data.num_workers or num_usable_cores(), num_row_groups, num_bytes // _MIN_BYTES_PER_WORKER
+        data.num_workers or num_usable_cores(), len(row_groups), num_bytes // _MIN_BYTES_PER_WORKER
     )
     make_encoder = partial(_RowGroupEncoder, raw, data.data_dir / "tokenizer", token_dtype)
     num_written, prompt_lengths = 0, [np.zeros(0, np.uint32)]
@@ -238,7 +371,7 @@ def _write_tokens(
         path.open("wb") as file,
         tqdm(total=num_bytes, desc=f"tokens, {split}", unit="B", unit_scale=True, disable=None) as bar,
     ):
-        for rows in _map_ordered(make_encoder, num_row_groups, num_workers):
+        for rows in _map_ordered(make_encoder, row_groups, num_workers):
             file.write(rows.ids)
             num_written += len(rows.ids) // np.dtype(token_dtype).itemsize
             prompt_lengths.append(rows.prompt_lengths)
@@ -320,11 +453,11 @@ class _RowGroupEncoder:
 
 
 def _map_ordered(
-    make_encoder: Callable[[], Encoder], num_row_groups: int, num_workers: int
+    make_encoder: Callable[[], Encoder], row_groups: range, num_workers: int
 ) -> Iterator[EncodedRows]:
-    """Encode all row groups and yield them in order; use this process if `num_workers` is below 2."""
+    """Encode `row_groups` and yield them in order; use this process if `num_workers` is below 2."""
     if num_workers < 2:
-        yield from map(make_encoder(), range(num_row_groups))
+        yield from map(make_encoder(), row_groups)
         return
     # Not fork: if tokenizer threads have run in the parent, forked children deadlock.
     context = multiprocessing.get_context("spawn")
@@ -332,7 +465,7 @@ def _map_ordered(
         with ProcessPoolExecutor(num_workers, context, _start_worker, (make_encoder,)) as pool:
             # Limit the tasks in flight, so that results waiting for the disk use bounded memory.
             pending: deque[Future[EncodedRows]] = deque()
-            for row_group in range(num_row_groups):
+            for row_group in row_groups:
                 pending.append(pool.submit(_encode_row_group, row_group))
                 if len(pending) > 4 * num_workers:
                     yield pending.popleft().result()
