@@ -372,6 +372,15 @@ def test_other_options_and_changed_files_replace_the_stories(
     assert "One more." in stories
 
 
+def test_stories_are_not_replaced_by_themselves(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    folder = download_data(data_args(tmp_path, source, validation_fraction=0.5))
+    before = (folder / "train.parquet").read_bytes()
+    with pytest.raises(UserError, match=r"data\.data_dir .* must lie apart from data\.source"):
+        download_data(data_args(tmp_path, folder, validation_fraction=0.5))
+    assert (folder / "train.parquet").read_bytes() == before
+
+
 def test_downloaded_stories_are_used_after_the_source_is_deleted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,7 @@ def download_data(data: DataArgs) -> Path:
             differences = _differences(folder, data)
             if differences != []:
                 if differences:
+                    check_apart(data.source, "data.data_dir", data.data_dir)  # the old stories are removed
                     log_rebuild("the stories", data.data_dir, differences)
                 _download(data, folder)
                 return folder

@@ -48,14 +48,14 @@ class BestFitPacking(PackedDataset):
         return self._plan.num_full + self._plan.num_bins
 
     def token_positions(self, epoch: int, windows: np.ndarray) -> np.ndarray:
-        befores, lengths, offsets = self._pieces_of_epoch(self.seed, epoch)
+        previous, lengths, offsets = self._pieces_of_epoch(self.seed, epoch)
         positions = np.full((len(windows), self.seq_len), PADDING, dtype=np.int64)
         for row, window in zip(positions, windows.tolist(), strict=True):
             first, last = offsets[window : window + 2]
-            row[0] = befores[first] % self.num_tokens
+            row[0] = previous[first] % self.num_tokens
             column = 1
             for before, length in zip(
-                befores[first:last].tolist(), lengths[first:last].tolist(), strict=True
+                previous[first:last].tolist(), lengths[first:last].tolist(), strict=True
             ):
                 row[column : column + length] = np.arange(before + 1, before + 1 + length)
                 column += length
@@ -74,21 +74,22 @@ class _Plan:
     """
 
     def __init__(self, ends: np.ndarray, capacity: int) -> None:
-        befores = np.concatenate([[-1], ends[:-1]])  # the token before each story
-        lengths = ends - befores  # with the end-of-text token
+        previous = np.concatenate([[-1], ends[:-1]])  # the token before each story
+        lengths = ends - previous  # with the end-of-text token
         num_full, rests = lengths // capacity, lengths % capacity
         is_long = num_full > 0
         index = np.arange(num_full.sum()) - np.repeat(np.cumsum(num_full) - num_full, num_full)
-        self._full_befores = np.repeat(befores, num_full) + index * capacity
+        self._full_previous = np.repeat(previous, num_full) + index * capacity
         has_rest = is_long & (rests > 0)
         # Pieces in bins: rests first, then whole stories, each from long to short.
         self._rests = np.flatnonzero(has_rest)
         self._wholes = np.flatnonzero(~is_long)
-        self._befores = np.concatenate([(befores + num_full * capacity)[self._rests], befores[self._wholes]])
+        rest_previous = (previous + num_full * capacity)[self._rests]
+        self._previous = np.concatenate([rest_previous, previous[self._wholes]])
         self._lengths = np.concatenate([rests[self._rests], lengths[self._wholes]])
         self._by_length = np.argsort(-lengths[self._wholes], kind="stable") + len(self._rests)
         bins = pack_best_fit(self._lengths[: len(self._rests)], self._lengths[self._by_length], capacity)
-        self.num_full, self.num_bins, self._capacity = len(self._full_befores), bins.num_bins, capacity
+        self.num_full, self.num_bins, self._capacity = len(self._full_previous), bins.num_bins, capacity
         self._bins = np.concatenate([np.arange(len(self._rests)), bins.bins])
         # Pieces sorted by bin; within a bin the rest stays first.
         self._by_bin = np.argsort(self._bins, kind="stable")
@@ -105,10 +106,10 @@ class _Plan:
         shuffled = np.lexsort((rng.random(len(lengths)), -lengths))
         order = np.concatenate([np.arange(len(self._rests)), self._by_length[shuffled]])[self._by_bin]
         counts = np.bincount(self._bins, minlength=self.num_bins)
-        befores = np.concatenate([self._full_befores, self._befores[order]])
+        previous = np.concatenate([self._full_previous, self._previous[order]])
         full_lengths = np.full(self.num_full, self._capacity)
         offsets = np.concatenate([np.arange(self.num_full), self.num_full + np.cumsum([0, *counts])])
-        return befores, np.concatenate([full_lengths, self._lengths[order]]), offsets
+        return previous, np.concatenate([full_lengths, self._lengths[order]]), offsets
 
 
 def pack_best_fit(rests: np.ndarray, lengths: np.ndarray, capacity: int) -> Bins:

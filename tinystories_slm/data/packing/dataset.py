@@ -111,10 +111,10 @@ class PackedDataset(ABC):
         """
         if self.prompt_lengths is None:
             return input_ids
-        last = len(self.document_ends) - 1
-        story = np.searchsorted(self.document_ends, positions).clip(max=last)
-        firsts = np.concatenate([[0], self.document_ends[:-1] + 1])
-        is_prompt = positions - firsts[story] < self.prompt_lengths[story]
+        ends = self.document_ends
+        story = np.searchsorted(ends, positions).clip(max=len(ends) - 1)
+        firsts = np.where(story > 0, ends[story - 1] + 1, 0)
+        is_prompt = positions - firsts < self.prompt_lengths[story]
         return np.where(is_prompt, IGNORED_LABEL, input_ids)
 
     def batch(self, step: int, batch_size: int, *, rows: slice = slice(None)) -> Batch:
