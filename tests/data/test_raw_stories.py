@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -647,3 +648,30 @@ def test_load_splits_reads_a_folder_with_hub_file_names(tmp_path: Path) -> None:
         "train": ["One.", "Two."],
         "validation": ["Three."],
     }
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from /proc")
+def test_memory_of_reading_parquet_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "a.parquet"
+    with pq.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="none") as writer:
+        for _ in range(60):  # of 2 MB, as published files have
+            texts = [rng.bytes(1000).hex() for _ in range(1000)]
+            writer.write_table(pa.table({"text": texts}))
+    assert path.stat().st_size > 110e6
+    measure = """
+import sys
+from pathlib import Path
+from tinystories_slm.data.sources.file_formats import read_parquet
+
+def rss_mb():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
+
+for number, _ in enumerate(read_parquet(Path(sys.argv[1]))):
+    if number == 10_000:
+        before = rss_mb()
+print(rss_mb() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", measure, str(path)], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert float(done.stdout) < 30

@@ -108,7 +108,8 @@ def read_parquet(
         UserError: the file is corrupt, lacks the column, or the column does not contain strings.
     """
     try:
-        with _open_seekable(path, stream) as seekable, pq.ParquetFile(seekable) as file:
+        # A buffer would hold all columns of the file until its end.
+        with _open_seekable(path, stream) as seekable, pq.ParquetFile(seekable, pre_buffer=False) as file:
             _check_column(file.schema_arrow, text_column, path)
             for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
                 yield from batch.column(0).to_pylist()
