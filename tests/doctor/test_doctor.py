@@ -253,13 +253,12 @@ def test_check_data_reports_other_settings_and_an_unreachable_hub(tmp_path, monk
     prepare_data(config.data, config.tokenizer)
     found = next(resources.check_data(config))
     assert found.verdict == "ok" and "prepared" in found.text and resources.vocab_size(config) == 300
-    [diagnostic] = run_check(
-        "data",
-        lambda: resources.check_data(
-            debug_config(*flags, "--data.seq_len", "32", "--data.max_stories", "61")
-        ),
-    )
-    assert diagnostic.verdict == "PROBLEM" and "max_stories" in diagnostic.text
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    other = debug_config(*flags, "--data.seq_len", "32", "--data.max_stories", "61")
+    note, found = run_check("data", lambda: resources.check_data(other))
+    assert note.verdict == "note" and found.verdict == "ok"
+    assert "will be built again, as data.max_stories is 60 (configured: 61)" in note.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nothing was built
 
     class Offline:
         def dataset_info(self, *_, **__):

@@ -241,10 +241,10 @@ def test_process_that_does_not_leave_is_ended():
 
 def test_error_of_the_main_process_ends_every_process(tiny_run, tmp_path):
     save_config(tiny_run("--train.per_device_batch_size", "4"), tmp_path / "config.yaml")
-    done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", "--data.max_stories", "7")
+    done = launch(CPU_2, TRAIN, tmp_path / "config.yaml", "--data.source", "absent.txt")
 
     assert done.returncode == 1  # exit code of the launcher
-    assert done.stderr.count("error: data.data_dir") == 1
+    assert done.stderr.count("error: data.source ('absent.txt') does not exist") == 1
     assert done.stderr.count("Traceback") == 1  # of the launcher, about the exit code of its processes
 
 

@@ -98,11 +98,11 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     Raises:
         UserError: stories or tokenizer cannot be had, or a file is damaged.
     """
-    if _differences(data, tokenizer) != []:
+    if token_file_differences(data, tokenizer) != []:
         download_data(data)
         train_tokenizer(data, tokenizer)
         with directory_lock(data.data_dir, option="data.data_dir"):
-            differences = _differences(data, tokenizer)
+            differences = token_file_differences(data, tokenizer)
             if differences != []:
                 if differences:
                     log_rebuild("the token files", data.data_dir, differences)
@@ -125,12 +125,12 @@ def prepare_shard(data: DataArgs, tokenizer: TokenizerArgs, shard: Shard) -> Sha
     Raises:
         UserError: as `prepare_data`, or stories or tokenizer were replaced meanwhile.
     """
-    if _differences(data, tokenizer) != []:
+    if token_file_differences(data, tokenizer) != []:
         download_data(data)
         train_tokenizer(data, tokenizer)
         folder = shard.folder(data.data_dir)
         with directory_lock(folder, option="data.data_dir"):
-            if _differences(data, tokenizer) != []:  # not merged while this process waited
+            if token_file_differences(data, tokenizer) != []:  # not merged while this process waited
                 return _write_shard(data, shard, folder)
     logger.info("using the existing token files in %s", data.data_dir)
     return None
@@ -177,7 +177,7 @@ def merge_shards(data: DataArgs, tokenizer: TokenizerArgs, num_shards: int) -> M
     Raises:
         UserError: shards are missing, damaged, or of other stories or another tokenizer.
     """
-    if _differences(data, tokenizer) != []:
+    if token_file_differences(data, tokenizer) != []:
         found = tokenizer_differences(data.data_dir / "tokenizer", data, tokenizer)
         if found != []:
             raise UserError(
@@ -186,7 +186,7 @@ def merge_shards(data: DataArgs, tokenizer: TokenizerArgs, num_shards: int) -> M
                 f"run prepare_data with --shard 0/{num_shards} and all other shards first"
             )
         with directory_lock(data.data_dir, option="data.data_dir"):
-            if _differences(data, tokenizer) != []:
+            if token_file_differences(data, tokenizer) != []:
                 shards = load_shards(data.data_dir, num_shards, _shard_inputs(data))
                 _tokenize_splits(data, partial(_merge_tokens, shards))
     manifest = prepare_data(data, tokenizer)
@@ -259,8 +259,12 @@ def open_tokens(data_dir: Path, split: str, manifest: Manifest) -> np.memmap:
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
 
 
-def _differences(data: DataArgs, args: TokenizerArgs) -> list[str] | None:
-    """Return one phrase per difference between token files and options; None without token files."""
+def token_file_differences(data: DataArgs, args: TokenizerArgs) -> list[str] | None:
+    """Return one phrase per difference between token files and options; None without token files.
+
+    Raises:
+        UserError: a manifest is damaged, or the tokenizer is not the one that was built there.
+    """
     if not _is_prepared(data.data_dir):
         return None
     manifest = Manifest.load(data.data_dir / "manifest.json")

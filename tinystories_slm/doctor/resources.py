@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.prepare import Manifest, ensure_prepared
+from tinystories_slm.data.prepare import Manifest, ensure_prepared, token_file_differences
 from tinystories_slm.data.source_stories import open_stories
 from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.doctor.diagnostic import Diagnostic
@@ -135,7 +135,11 @@ def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:
 def check_data(config: RunConfig) -> Iterator[Diagnostic]:
     """Check that the token files exist or can be created."""
     folder, source = config.data.data_dir, find_source(config.data.source, config.data.subset)
-    if (folder / "manifest.json").exists():
+    differences = token_file_differences(config.data, config.tokenizer)
+    if differences:
+        text = f"{folder}: will be built again, as {'; '.join(differences)}"
+        yield Diagnostic("data", "note", text, "set another --data.data_dir to keep what is there")
+    if differences == []:
         manifest = ensure_prepared(config.data, config.tokenizer)
         tokens = manifest.splits["train"]["num_tokens"]
         yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {source.value} are prepared")
