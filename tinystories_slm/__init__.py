@@ -4,15 +4,18 @@ Importing the package registers the model with transformers' Auto classes, so th
 without `trust_remote_code`.
 """
 
+import multiprocessing
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 __version__ = version("tinystories_slm")
 __all__ = ["TinyStoriesConfig", "TinyStoriesForCausalLM", "TinyStoriesModel", "__version__"]
 
 
-def _register_auto_classes() -> None:
+def register_auto_classes() -> None:
+    """Register the model with transformers' Auto classes; a second call changes nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM, TinyStoriesModel
@@ -25,13 +28,22 @@ def _register_auto_classes() -> None:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _register_auto_classes()
+    register_auto_classes()
     from tinystories_slm import model
 
     return getattr(model, name)
 
 
-# A command that only prints its options needs neither torch nor transformers: 3 s and more on two cores. Not
-# `-h`, which other programs use for a host or a height.
-if "--help" not in sys.argv[1:]:
-    _register_auto_classes()
+def _is_command() -> bool:
+    """Return whether this process is a command of this package: it registers after it has read its options.
+
+    torch and transformers take 3 s and more on two cores; `--help` and a rejected option need neither.
+    """
+    program = Path(sys.argv[0])
+    is_script = program.suffix == ".py" and program.absolute().parent == Path(__file__).parents[1] / "scripts"
+    is_main = program.stem == "tinystories-slm" or program.name == "-m"  # `python -m tinystories_slm`
+    return (is_script or is_main) and multiprocessing.parent_process() is None
+
+
+if not _is_command():
+    register_auto_classes()

@@ -79,7 +79,7 @@ def test_a_letter_that_stdout_lacks_is_printed_as_an_escape(monkeypatch, capsys,
 
 _PROGRAM = """
 import sys
-sys.argv.append("--help")  # so that the package does not import torch
+sys.argv[0] = "tinystories-slm"  # as a command: the package does not import torch
 from tinystories_slm.commands.cli import run_command
 from tinystories_slm.config.command_args import ReportArgs
 def main(args):

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, run_script
 from script_process import run_forked
 
+import tinystories_slm
 from tinystories_slm.commands import COMMANDS
 
 NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
@@ -24,20 +25,41 @@ def test_every_script_is_a_command_and_every_command_a_script():
         assert len(lines) == 6 and lines[-1] == f'    run("{name}")'
 
 
-def test_help_imports_neither_torch_nor_transformers():
+def test_help_and_rejected_options_import_neither_torch_nor_transformers():
     code = f"""{NO_TORCH}
-sys.argv.append("--help")
+sys.argv[0] = "tinystories-slm"
 from tinystories_slm.commands import COMMANDS, run
 for name in COMMANDS:
     sys.argv = [name, "--help"]
     try: run(name)
     except SystemExit as stop: assert not stop.code
+    sys.argv = [name, "--rejected=1"]
+    try: run(name)
+    except SystemExit as stop: assert stop.code == 2
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
         assert f"usage: {name}" in done.stdout
     assert done.stdout.count("\n  --config ") == len(COMMANDS)
+    assert done.stderr.count("error: unknown option 'rejected'") == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("program", "is_command"),
+    [
+        ("tinystories-slm", True),
+        (str(ROOT / "scripts" / "train.py"), True),
+        ("-m", True),  # while `python -m tinystories_slm` imports the package
+        ("train.py", False),
+        (str(ROOT / "mine" / "scripts" / "train.py"), False),
+        ("-c", False),
+        ("", False),
+    ],
+)
+def test_only_commands_register_the_model_later(program, is_command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    assert tinystories_slm._is_command() == is_command
 
 
 def test_the_console_script_lists_its_commands_and_runs_one(tmp_path):

@@ -94,6 +94,7 @@ def test_recover_directory_restores_the_old_one(tmp_path):
 
 _WAIT_FOR_LOCK = """
 import sys
+sys.argv[0] = "tinystories-slm"  # as a command: the package does not import torch
 from pathlib import Path
 from tinystories_slm.io.atomic import directory_lock
 print("started", flush=True)
@@ -106,8 +107,7 @@ def test_directory_lock_excludes_other_processes(tmp_path):
     folder = tmp_path / "data"
     with directory_lock(folder):
         other = subprocess.Popen(
-            # With --help, the package does not import torch, which takes seconds.
-            [sys.executable, "-c", _WAIT_FOR_LOCK, folder, "--help"],
+            [sys.executable, "-c", _WAIT_FOR_LOCK, folder],
             stdout=subprocess.PIPE,
             text=True,
         )

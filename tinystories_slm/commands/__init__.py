@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tinystories_slm import register_auto_classes
 from tinystories_slm.commands.cli import run_command
 from tinystories_slm.resources import resource_path
 
@@ -100,11 +102,16 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     if not isinstance(args_type, type):
         args_type = args_type(arguments)
     run_command(
-        lambda args: _load(command.function)(args),
+        partial(_run_function, command.function),
         args_type,
         arguments,
         is_distributed=command.is_distributed,
     )
+
+
+def _run_function(name: str, args: Any) -> None:
+    register_auto_classes()
+    _load(name)(args)
 
 
 def main() -> None:
