@@ -8,6 +8,7 @@
 # make common-suite   run transformers' own tests on our models; they are fetched from the package index
 # make reliability    run the fault tests and write the table of docs/reliability.md
 # make browser        install chromium and npm for the tests of the browser page
+# make slurm          install Slurm for the tests of the job scripts, and name their two nodes in /etc/hosts
 PYTHON ?= python3
 # Recipes receive these as environment variables, so that neither make nor the shell interprets their characters.
 override DATA := $(value DATA)
@@ -106,16 +107,25 @@ is_moved := $(shell [ "$$(cat .venv/root 2>/dev/null)" = "$$(pwd -P)" ] || echo 
 .PHONY: force
 force:
 
-# Programs for the tests of the browser page. Installation needs root and apt-get; without the programs these
-# tests are skipped with a reason.
-.PHONY: browser
+# Programs for the tests of the browser page, and Slurm for those of the job scripts. Installation needs root and
+# apt-get; without the programs these tests are skipped with a reason.
+.PHONY: browser slurm
 browser:
-	@missing=$$(for program in chromium npm; do command -v $$program >/dev/null || echo $$program; done); \
+	@$(call install,chromium npm,chromium npm)
+
+slurm:
+	@$(call install,slurmctld slurmd munged,slurm-wlm munge)
+	@if [ "$$(id -u)" = 0 ] && ! getent hosts n2 >/dev/null; then echo "127.0.0.1 n1 n2" >> /etc/hosts; fi
+
+# Install packages (2) if a program (1) is missing.
+define install
+	missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$program; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo "cannot install without root and apt-get:" $$missing; exit 0; \
 	fi; \
-	apt-get update -qq; for program in $$missing; do \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$program \
-			|| echo "cannot install $$program"; \
+	apt-get update -qq; for package in $(2); do \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package \
+			|| echo "cannot install $$package"; \
 	done
+endef

@@ -33,6 +33,7 @@ METHODS = [
     (TextIteratorStreamer, "on_finalized_text", {"text"}),
     (AcceleratorState, "_reset_state", set()),
     (distributed_c10d, "_set_pg_timeout", {"timeout"}),
+    (distributed_c10d, "_get_default_store", set()),
     (torch, "_foreach_lerp", set()),
     (torch, "_foreach_lerp_", set()),
 ]

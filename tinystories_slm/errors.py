@@ -9,6 +9,17 @@ class UserError(ValueError):
     """
 
 
+PROCESS_LOST_EXIT_CODE = 69
+"""EX_UNAVAILABLE of sysexits.h."""
+
+
+class ProcessLost(Exception):
+    """Another process of the launch died or does not answer; saved files are intact.
+
+    Scripts print the message and exit with code 69. Started again, the run resumes its newest checkpoint.
+    """
+
+
 class TrainingInterrupted(Exception):
     """A run stopped on request: it finished its step and saved; the same command resumes it.
 

@@ -165,6 +165,12 @@ def test_a_script_rejects_with_exit_code_2_and_no_traceback():
     assert done.stderr.count("\n") == 1
 
 
+def test_print_config_rejects_values_as_a_run_does():
+    done = run_script("train.py", "--train.batch_size=7", "--train.per_device_batch_size=2", "--print_config")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: train.batch_size (7) must be a multiple")
+
+
 def test_print_config_is_a_file_that_loads(tmp_path):
     done = run_script("train.py", "--config", "configs/9m.yaml", "--train.lr", "0.125", "--print_config")
     path = tmp_path / "printed.yaml"

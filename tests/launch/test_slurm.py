@@ -1,4 +1,4 @@
-"""The job scripts of launch/slurm, with substitutes for Slurm's commands and Accelerate's launcher."""
+"""The job scripts of launch/slurm, with substitutes for Slurm's commands."""
 
 import os
 import signal
@@ -12,8 +12,9 @@ SCRIPTS = ROOT / "launch" / "slurm"
 COMMANDS = {
     # srun forwards signals to its task, as the real one does.
     "srun": """
-        shift; "$@" & task=$!
-        trap 'kill -USR1 $task' USR1
+        while [ "${1#--}" != "$1" ]; do shift; done
+        "$@" & task=$!
+        trap 'pkill -USR1 -P $task' USR1
         wait $task; code=$?
         while kill -0 $task 2>/dev/null; do wait $task; code=$?; done
         exit $code""",
@@ -28,19 +29,25 @@ COMMANDS = {
         if [ -z "$last" ]; then bash "$@" >&2 || exit 1
         else for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@" >&2 || exit 1; done; fi
         echo "$(wc -l < "$LOG");cluster" """,
+    # On USR1 training saves and exits with 75.
     "python": """
+        case "$*" in
+        *--print_config*) printf "output_dir: runs/9m\ndata:\n  data_dir: data/9m\n"; exit "$CONFIG_CODE" ;;
+        *socket*) echo 29500; exit ;;
+        *importlib*) echo 0.1.0 2.13.0 5.24.0; exit ;;
+        esac
         printf "[%s]" "$@" >> "$LOG"; echo >> "$LOG"
-        exit "$EXIT_CODE" """,
-    "scontrol": """
-        echo "$@" >> "$LOG"
-        if [ "$1" = show ]; then echo node17; fi""",
-    # On TERM the launcher saves and exits with 1, as torchrun does when its processes exit with 75.
-    "accelerate": """
-        echo "$@" >> "$LOG"
-        [ "$EXIT_CODE" = signalled ] || exit "$EXIT_CODE"
-        trap 'echo saved >> "$LOG"; exit 1' TERM
+        [ "$1" = scripts/train.py ] && echo "$MASTER_ADDR:$MASTER_PORT $RANK of $WORLD_SIZE" >> "$LOG"
+        [ "$EXIT_CODE" = signaled ] || exit "$EXIT_CODE"
+        trap 'echo saved >> "$LOG"; exit 75' USR1
         echo started > "$READY"
         while :; do read -r -t 1 < /dev/zero || true; done""",
+    "scontrol": """
+        case "$1 $2" in
+        "show hostnames") echo node17 ;;
+        "show job") echo "   Command=$SCRIPT --train.seed 3" ;;
+        *) echo "$@" >> "$LOG" ;;
+        esac""",
 }
 
 
@@ -65,11 +72,17 @@ def job(tmp_path):
             "LOG": str(tmp_path / "log"),
             "READY": str(tmp_path / "ready"),
             "EXIT_CODE": exit_code,
+            "CONFIG_CODE": "0",
+            "SCRIPT": str(tmp_path / "launch" / "slurm" / script),
             "SLURM_SUBMIT_DIR": str(tmp_path),
             "SLURM_JOB_ID": "4711",
             "SLURM_JOB_NODELIST": "node[17-18]",
             "SLURM_NNODES": "2",
-            "SLURM_NODEID": "0",
+            "SLURM_NTASKS": "16",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURMD_NODENAME": "node17",
+            "SLURM_GPUS_ON_NODE": "8",
         }
         command = ["bash", str(tmp_path / "launch" / "slurm" / script), *(options or ("--train.seed", "3"))]
         return subprocess.Popen(command, env=environment | variables, stdout=subprocess.PIPE, text=True)
@@ -82,20 +95,49 @@ def test_script_is_valid_bash(script: Path):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_finished_job_keeps_its_exit_code_and_is_not_requeued(job, tmp_path, code):
-    assert job(str(code)).wait(timeout=30) == code
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (0, "run complete in runs/9m"),
+        (2, "the run cannot continue, for the reason above; correct it, then submit again"),
+        (75, "stopped and saved at step 0; submit again to resume"),
+    ],
+)
+def test_finished_job_keeps_its_exit_code_and_is_not_requeued(job, tmp_path, code, message):
+    running = job(str(code))
+    assert running.communicate(timeout=30)[0] == f"job 4711: {message}\n"
+    assert running.returncode == code
     log = (tmp_path / "log").read_text()
-    assert "requeue" not in log
-    assert (
-        "--num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip node17 "
-        "--main_process_port 24711 scripts/train.py --train.seed 3"
-    ) in log
+    assert log == "[scripts/train.py][--train.seed][3]\nnode17:29500 0 of 16\n"
+
+
+def test_failed_job_is_requeued_until_it_fails_at_the_same_step(job, tmp_path):
+    checkpoints = tmp_path / "runs" / "9m" / "checkpoints"
+    for step, is_requeued in ((None, True), (200, True), (400, True), (400, False)):
+        if step:
+            (checkpoints / f"step_{step:06d}").mkdir(parents=True, exist_ok=True)
+            (checkpoints / f"step_{step + 1:06d}.partial").mkdir(exist_ok=True)
+        running = job("1")
+        output = running.communicate(timeout=30)[0]
+        assert ("requeued" in output) == is_requeued, output
+        assert (
+            f"after the checkpoint of step {step or 0}" in output
+            or f"failed again after step {step}" in output
+        )
+        assert running.returncode == (0 if is_requeued else 1)
+    assert (tmp_path / "log").read_text().count("requeue 4711") == 3
+
+
+def test_rejected_configuration_starts_nothing(job, tmp_path):
+    running = job("0", CONFIG_CODE="2")
+    message = "job 4711: configuration rejected; correct it, then submit again\n"
+    assert (running.communicate(timeout=30)[0], running.returncode) == (message, 2)
+    assert not (tmp_path / "log").exists()
 
 
 def test_job_signalled_before_its_limit_saves_and_is_requeued(job, tmp_path):
-    running = job("signalled")
-    (tmp_path / "ready").read_text()  # waits for the start of the launcher
+    running = job("signaled")
+    (tmp_path / "ready").read_text()  # waits for the start of the training process
     running.send_signal(signal.SIGUSR1)  # to the batch script alone, as `--signal=B:` does
     assert running.wait(timeout=30) == 0
 

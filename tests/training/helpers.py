@@ -2,12 +2,16 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from tinystories_slm.config import RunConfig
@@ -89,3 +93,33 @@ def train_with_stops(
             with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of \d+, checkpoint"):
                 train(config)
         return train(config)
+
+
+def start_two_processes(arguments: list[str], cwd: Path, *, program: Path) -> list[subprocess.Popen]:
+    """Start `program` as the two processes of a launch, in one process group and without a launcher.
+
+    Their standard error is piped, as text.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "EXIT_CODES": str(cwd / "exit_codes")},
+        **{"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+    }
+    command = [program] if program.suffix == ".sh" else [sys.executable, program]
+    processes: list[subprocess.Popen] = []
+    for rank in ("0", "1"):
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "RANK", "LOCAL_RANK")
+        processes.append(
+            subprocess.Popen(
+                [*command, *arguments],
+                env=environment | dict.fromkeys(names, rank),
+                cwd=cwd,
+                stderr=subprocess.PIPE,
+                text=True,
+                process_group=processes[0].pid if processes else 0,
+            )
+        )
+    return processes

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 from script_process import run_forked
+from training.helpers import start_two_processes
 
 from tinystories_slm.config import save_config
 from tinystories_slm.errors import UserError
@@ -69,8 +70,8 @@ run_command(loop.train, RunConfig, is_distributed=True)
 """
 
 
-# The main process signals node.sh at the seventh step, and continues once the signal has arrived back.
-SIGNAL_TO_NODE_SH = """
+# All processes are signaled at the seventh step, as by srun; the main process waits for the signal.
+SIGNAL_TO_ALL_TASKS = """
 import os, signal, time
 from tinystories_slm.commands.cli import run_command
 from tinystories_slm.config import RunConfig
@@ -80,7 +81,7 @@ train_step = loop.train_step
 
 def signalled_step(run):
     if run.progress.step == 6 and os.environ["RANK"] == "0":
-        os.kill(int(os.environ["NODE_SH"]), signal.SIGUSR1)
+        os.killpg(os.getpgrp(), signal.SIGUSR1)
         while run.stop.received is None:
             time.sleep(0.01)
     return train_step(run)
@@ -176,23 +177,16 @@ def test_job_signalled_by_slurm_saves_and_resumes(tiny_run, tmp_path, fault):
     config = tiny_run("--train.per_device_batch_size", "4")
     save_config(config, tmp_path / "config.yaml")
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "train.py").write_text(SIGNAL_TO_NODE_SH)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    slurm = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "NUM_PROCESSES": "2"}
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", f'NODE_SH=$$ exec "{ROOT}/launch/slurm/node.sh" --config config.yaml'],
-        env=os.environ | slurm | rendezvous | path | {"OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    (tmp_path / "scripts" / "train.py").write_text(SIGNAL_TO_ALL_TASKS)
+    tasks = start_two_processes(
+        ["--config", "config.yaml"], tmp_path, program=ROOT / "launch" / "slurm" / "task.sh"
     )
+    errors = [task.communicate(timeout=300)[1] for task in tasks]
 
-    assert done.returncode == 1, done.stderr  # the launcher's exit code for processes that exit with 75
-    assert "SIGTERM: finishing the step, then saving" in done.stderr
-    assert "stopped after step 7 of 12, checkpoint saved" in done.stderr
+    assert [task.returncode for task in tasks] == [75, 75], errors
+    assert (tmp_path / "exit_codes").read_text() == "75\n75\n"
+    assert "SIGUSR1: finishing the step, then saving" in errors[0]
+    assert "stopped after step 7 of 12, checkpoint saved" in errors[0]
     assert [checkpoint_step(folder) for folder in checkpoints(config.output_dir)] == [4, 7]
     resumed = curves(train(config))["train/loss"]
     whole = curves(train(tiny_run("--train.per_device_batch_size", "4", name="whole")))["train/loss"]
@@ -296,7 +290,7 @@ def test_configured_precision_overrides_the_launcher(tiny_run, monkeypatch):
 def test_gradients_are_views_of_the_allreduce_buckets(tiny_run):
     accelerator, _ = build_accelerator(tiny_run())
     handler = accelerator.ddp_handler
-    assert handler.gradient_as_bucket_view and not handler.broadcast_buffers
+    assert handler.gradient_as_bucket_view
     assert handler.bucket_cap_mb == 25 and not handler.find_unused_parameters
 
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from tinystories_slm.config import parse
-from tinystories_slm.errors import TrainingInterrupted, UserError
+from tinystories_slm.errors import PROCESS_LOST_EXIT_CODE, ProcessLost, TrainingInterrupted, UserError
 from tinystories_slm.hardware.launch_env import local_process_rank, num_launched_processes, process_rank
 from tinystories_slm.io.file_errors import ENVIRONMENT_ERRORS, file_error, system_errno
 
@@ -33,8 +33,8 @@ def run_command(
 ) -> None:
     """Parse `argv` (default: the command line), run `main`, and end with one line and an exit code.
 
-    0: done; 2: `UserError`, a full disk or too little memory; 75: `TrainingInterrupted` after saving, the
-    same command resumes; 130: interrupted.
+    0: done; 2: `UserError`, a full disk or too little memory; 69: `ProcessLost`; 75: `TrainingInterrupted`
+    after saving, the same command resumes; 130: interrupted.
     """
     _prepare_streams()
     # Each machine of a launch has its own log.
@@ -47,6 +47,10 @@ def run_command(
         if is_main:
             _write_stderr(f"error: {_one_line(error)}")
         sys.exit(2)
+    except ProcessLost as error:
+        if is_main:
+            _write_stderr(f"error: {error}")
+        sys.exit(PROCESS_LOST_EXIT_CODE)
     except TrainingInterrupted as stop:
         if is_main:
             _write_stderr(str(stop))

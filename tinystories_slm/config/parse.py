@@ -26,13 +26,15 @@ Args = TypeVar("Args")
 def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
     """Return an `args_type` from its defaults, then each `--config` file left to right, then flags.
 
-    `--help` and `--print_config` print and exit.
+    `--help` prints and exits. So does `--print_config`, once the values are accepted.
 
     Raises:
         UserError: an unknown key, a wrong type, an unreadable file, or a value that the
             dataclass rejects.
     """
     given = rename_flags(sys.argv[1:] if argv is None else argv, RENAMED_OPTIONS)
+    if any(arg.partition("=")[0] == "--print_config" for arg in given):
+        parse(args_type, [arg for arg in given if arg.partition("=")[0] != "--print_config"])
     parser = _build_parser(args_type, Path(sys.argv[0]).name)
     try:
         given, texts = _set_null_texts_aside(_join_repeated(given, args_type), args_type)

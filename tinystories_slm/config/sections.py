@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.compile",
     "train.attention",
     "train.cpu_kernels",
+    "train.timeout_s",
 }
 """Options that may differ between the two parts of a resumed run: they change where it is, how it is observed
 and how its steps are computed, not what is learned."""
@@ -288,6 +289,13 @@ class RuntimeArgs:
     """Implementation of everything but the matrix products on a CPU: `torch`, or `fused`, this project's C
     kernels; `auto` is `fused` if they support the model, attention is `matmul` and blocks are not
     compiled."""
+    timeout_s: float = 90.0
+    """Seconds without progress of any process after which a launch of several processes ends and names the
+    process that holds it up. Evaluation and saving do not count."""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each invalid value."""
+        return require_at_least(self, "train", timeout_s=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +362,7 @@ class TrainArgs(LoggingArgs, CheckpointArgs, RuntimeArgs, OptimizerArgs, BatchAr
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value of all sections."""
-        sections = (OptimizerArgs, ScheduleArgs, BatchArgs, CheckpointArgs, LoggingArgs)
+        sections = (OptimizerArgs, ScheduleArgs, BatchArgs, RuntimeArgs, CheckpointArgs, LoggingArgs)
         found = [problem for section in sections for problem in section.problems(self)]
         found += require_at_least(self, "train", seed=0)
         if self.seed >= 2**32:

@@ -108,6 +108,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self.paused_s = 0.0
         """Duration of the last `paused` block."""
+        self.is_paused = False
+        """Whether a `paused` block runs."""
         self.restart()
 
     def restart(self) -> None:
@@ -122,6 +124,8 @@ class Stopwatch:
     def paused(self) -> Iterator[None]:
         """Exclude the time of the block from `elapsed_s`."""
         pause_start_s = time.perf_counter()
+        self.is_paused = True
         yield
+        self.is_paused = False
         self.paused_s = time.perf_counter() - pause_start_s
         self._start_s += self.paused_s

@@ -52,8 +52,8 @@ _LEAVE_TIMEOUT_S = 60
 _wrapped_models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 # Gradients are views of the all-reduce buckets, so they are neither stored nor copied twice. The model has no
-# buffers. The bucket size is PyTorch's 25 MB: see docs/speed.md.
-_DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/speed.md.
+_DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 
 def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, RuntimeSettings]:

@@ -56,6 +56,7 @@ def train(config: RunConfig) -> Path:
         process_group(run.accelerator),
         closing(run),
         run.stop,
+        run.watchdog,
         translate_machine_errors(config, run.runtime),
     ):
         while not (run.progress.finished or run.stop_agreed):
@@ -95,6 +96,7 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
     _seed_dropout(run)
     step_loss = torch.zeros((), device=accelerator.device)
     for inputs in micro_batches(run):
+        run.watchdog.advance(run.progress.step)
         with accelerator.accumulate(model):
             loss = model(**inputs, use_cache=False, loss_only=True).loss
             accelerator.backward(loss)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed import DistError
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.errors import UserError
+from tinystories_slm.errors import ProcessLost, UserError
 from tinystories_slm.hardware.launch_env import local_process_rank, process_rank
 from tinystories_slm.training.runtime import RuntimeSettings
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 _SAVED = "saved files are intact; run the same command to resume"
 # Messages of a bare RuntimeError in torch: from the CPU allocator, and for an incomplete file.
 _OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
+# From gloo, which raises bare RuntimeErrors.
+_LOST_PROCESS_MESSAGES = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _WRITE_ERROR_MESSAGES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
 
 
@@ -27,6 +30,7 @@ def translate_machine_errors(config: RunConfig, runtime: RuntimeSettings) -> Ite
     Other errors pass through.
 
     Raises:
+        ProcessLost: the connection to another process of the launch was lost.
         UserError: the disk is full, the run directory became read-only, the data disappeared, or the
             memory is too small.
     """
@@ -36,6 +40,8 @@ def translate_machine_errors(config: RunConfig, runtime: RuntimeSettings) -> Ite
         raise  # an OSError, but of a pipe without a reader or of the network
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if isinstance(error, DistError) or _message_contains(error, _LOST_PROCESS_MESSAGES):
+            raise ProcessLost(f"another process of the launch is lost: {reason}; {_SAVED}") from error
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _message_contains(
             error, _OUT_OF_MEMORY_MESSAGES
         ):

@@ -67,6 +67,7 @@ from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import peak_lr
 from tinystories_slm.training.sharding import unsharded_copy
 from tinystories_slm.training.signals import StopRequest
+from tinystories_slm.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class TrainingRun:
     save_agreed: bool = False
     """Whether every process has received that the terminal of one of them closed since the last step."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    watchdog: Watchdog = field(init=False)
     timer_start_step: int = 0
     """Step at the last start of `stopwatch`; steps of an earlier session do not count for the speed."""
     seconds_per_token: float = 0.0
@@ -118,6 +120,9 @@ class TrainingRun:
 
     Empty if `checks_grad_on_host`.
     """
+
+    def __post_init__(self) -> None:
+        self.watchdog = Watchdog(self.config.train.timeout_s, lambda: self.stopwatch.is_paused)
 
     @property
     def checks_grad_on_host(self) -> bool:
