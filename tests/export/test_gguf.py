@@ -78,7 +78,7 @@ def test_file_stores_architecture_pre_tokenizer_and_sampling(exported):
 
 
 def test_export_detects_unpermuted_queries_and_keys(best, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_export, "_permute_rope", lambda rows, num_heads: rows)
+    monkeypatch.setattr(gguf_export, "rope_halves_to_pairs", lambda rows, num_heads: rows)
     with pytest.raises(ExportError, match="gguf f16, with rounded weights"):
         export(ExportArgs(model=str(best("llama")), format="gguf", output=tmp_path / "out"))
     assert not list(tmp_path.iterdir())

@@ -203,9 +203,9 @@ class ExportArgs:
 
     model: str
     """Model folder (RUN/best) or Hub id of a model that was trained here."""
-    format: Literal["custom", "native", "gguf", "onnx"]
+    format: Literal["custom", "native", "gguf", "llama2c", "onnx"]
     """`custom`: with this project's model code; `native`: as the GPT-2, Llama or Qwen3 class of transformers;
-    `gguf`: for llama.cpp; `onnx`: for onnxruntime and the browser."""
+    `gguf`: for llama.cpp; `llama2c`: for `run` of llama2.c; `onnx`: for onnxruntime and the browser."""
     output: Path
     """Folder to write; an existing one must be empty or an earlier export, whose files are replaced; all
     other files stay."""

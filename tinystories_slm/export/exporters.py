@@ -252,6 +252,12 @@ def _write_gguf(model, tokenizer, folder: Path, args: ExportArgs) -> list[Equiva
     return export_gguf(model, tokenizer, folder, quantization=args.quantization)
 
 
+def _write_llama2c(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
+    from tinystories_slm.export.llama2c import export_llama2c
+
+    return export_llama2c(model, tokenizer, folder)
+
+
 def _write_onnx(model, tokenizer, folder: Path, args: ExportArgs) -> list[EquivalenceCheck]:
     from tinystories_slm.export.onnx import export_onnx
 
@@ -262,6 +268,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "custom": ExportFormat(write=_write_custom, recorded=("dtype",)),
     "native": ExportFormat(write=_write_native, recorded=("dtype",)),
     "gguf": ExportFormat(write=_write_gguf, packages=("gguf",), recorded=("quantization",)),
+    "llama2c": ExportFormat(write=_write_llama2c),
     "onnx": ExportFormat(
         write=_write_onnx, packages=("onnx", "onnxruntime", "onnxscript", "transformers.exporters")
     ),

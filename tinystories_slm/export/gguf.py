@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import gguf
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
@@ -20,8 +19,9 @@ from transformers import (
 
 from tinystories_slm.data.tokenizer import save_tokenizer
 from tinystories_slm.errors import UserError
+from tinystories_slm.export.byte_level import require_byte_level_bpe
 from tinystories_slm.export.checks import EquivalenceCheck, compare, require_equal, require_same_ids
-from tinystories_slm.export.native import native_model
+from tinystories_slm.export.native import native_model, rope_halves_to_pairs
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import default_generation_config
 
@@ -154,8 +154,7 @@ def _add_architecture(writer: gguf.GGUFWriter, native: PreTrainedModel, quantiza
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    _check_tokenizer(backend)
+    backend = require_byte_level_bpe(tokenizer, "gguf")  # llama.cpp selects pre-tokenizers by name
     text_of = {id_: text for text, id_ in tokenizer.get_vocab().items()}
     added = [token["id"] for token in backend["added_tokens"]]
     special = [token["id"] for token in backend["added_tokens"] if token["special"]]
@@ -189,23 +188,6 @@ def _add_sampling(writer: gguf.GGUFWriter, defaults: GenerationConfig) -> None:
     writer.add_sampling_top_p(defaults.top_p)
 
 
-def _check_tokenizer(backend: dict) -> None:
-    """Raise unless the tokenizer is GPT-2's byte-level BPE: llama.cpp selects pre-tokenizers by name."""
-    model, pieces = backend["model"], backend["pre_tokenizer"] or {}
-    matches_gpt2 = {
-        "model": model["type"] == "BPE" and not model.get("byte_fallback") and not model.get("ignore_merges"),
-        "normalizer": backend["normalizer"] is None,
-        "pre_tokenizer": pieces.get("type") == "ByteLevel"
-        and pieces.get("use_regex", True)
-        and not pieces.get("add_prefix_space"),
-    }
-    if different := [name for name, matches in matches_gpt2.items() if not matches]:
-        raise UserError(
-            f"the tokenizer's {' and '.join(different)} is not that of GPT-2's byte-level BPE, the only one "
-            "that --format gguf supports; use --format native and the converter of llama.cpp"
-        )
-
-
 def _add_weights(writer: gguf.GGUFWriter, native: PreTrainedModel, dtype: Type) -> dict[str, Tensor]:
     """Write every tensor; return the rounded tensors by their names in `native`."""
     config = native.config
@@ -222,9 +204,9 @@ def _add_weights(writer: gguf.GGUFWriter, native: PreTrainedModel, dtype: Type) 
         dequantized = torch.from_numpy(gguf.dequantize(data, tensor_dtype).copy())
         rounded[name] = dequantized.t().contiguous() if conv1d else dequantized
         if config.model_type == "llama" and ".q_proj." in name:
-            data = _permute_rope(data, config.num_attention_heads)
+            data = rope_halves_to_pairs(data, config.num_attention_heads)
         elif config.model_type == "llama" and ".k_proj." in name:
-            data = _permute_rope(data, config.num_key_value_heads)
+            data = rope_halves_to_pairs(data, config.num_key_value_heads)
         writer.add_tensor(
             names.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=tensor_dtype
         )
@@ -241,13 +223,3 @@ def _tensor_dtype(name: str, shape: tuple[int, ...], dtype: Type) -> Type:
     if dtype == Type.Q8_0 and shape[-1] % gguf.GGML_QUANT_SIZES[Type.Q8_0][0]:
         return Type.F16
     return dtype
-
-
-def _permute_rope(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Reorder the rows of each head from halves to pairs, for the RoPE of llama.cpp's `llama` architecture.
-
-    That architecture rotates (x[2i], x[2i+1]) where this model rotates (x[i], x[i + D/2]). `qwen3` rotates
-    as this model does.
-    """
-    halves = rows.reshape(num_heads, 2, -1, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -69,6 +70,16 @@ def native_model(model: TinyStoriesForCausalLM) -> PreTrainedModel:
         weights = model.state_dict()
     native.load_state_dict(weights, strict=True)
     return native.to(model.dtype).eval()
+
+
+def rope_halves_to_pairs(rows: NDArray, num_heads: int) -> NDArray:
+    """Reorder the rows (num_heads x D, ...) of each head from halves to pairs.
+
+    The `llama` architecture of llama.cpp, and llama2.c, rotate (x[2i], x[2i+1]) where this model rotates
+    (x[i], x[i + D/2]). `qwen3` of llama.cpp rotates as this model does.
+    """
+    halves = rows.reshape(num_heads, 2, -1, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _gpt2_config(config: TinyStoriesConfig) -> GPT2Config:
