@@ -37,7 +37,7 @@ from harness import (
 from random_tokens import write_random_tokens
 
 from tinystories_slm.config import parse_config
-from tinystories_slm.generation.decoder import decode
+from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 from tinystories_slm.training.loop import train_step

@@ -39,7 +39,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tinystories_slm.generation import SamplingParams
-from tinystories_slm.generation.decoder import decode, resolve_backend
+from tinystories_slm.generation.decoder import resolve_backend
+from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 

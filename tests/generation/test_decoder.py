@@ -14,7 +14,8 @@ from tinystories_slm.generation import (
     generate_texts,
     prepare_requests,
 )
-from tinystories_slm.generation.decoder import Decoder, decode, resolve_backend
+from tinystories_slm.generation.decoder import Decoder, resolve_backend
+from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.kernels.decoding import bindings as kernels
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -12,7 +12,8 @@ from training.helpers import assert_same_run, read_series, train_with_stops
 
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.evaluation.likelihood import score_stories
-from tinystories_slm.generation.decoder import decode, resolve_backend
+from tinystories_slm.generation.decoder import resolve_backend
+from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.training import train
 from tinystories_slm.training.device_check import compare_with_cpu
 from tinystories_slm.training.loop import sync_stop_condition, train_step

@@ -68,6 +68,11 @@ COMMANDS = {
     "generate": Command(
         "tinystories_slm.commands.generate:generate", f"{_ARGS}:GenerateArgs", "generate stories from prompts"
     ),
+    "serve": Command(
+        "tinystories_slm.serving.server:serve",
+        "tinystories_slm.config.serve_args:ServeArgs",
+        "OpenAI-compatible server of a model",
+    ),
     "export": Command(
         "tinystories_slm.export.exporters:export", f"{_ARGS}:ExportArgs", "native, gguf, onnx or custom form"
     ),

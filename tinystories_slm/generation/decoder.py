@@ -1,17 +1,13 @@
-"""Continuous-batching decoder for the models of this project.
+"""Decoder for the models of this project: one step of a batch is a few operations.
 
-In transformers' `generate()`, a small model spends most of a step in Python, and a batch waits for its
-longest sequence. Here a step is a few operations, and the slot of a finished sequence goes to the next
-request. The computation is the model's own: `tests/generation/test_decoder.py` compares the two.
+In transformers' `generate()`, a small model spends most of a step in Python. The computation is the model's
+own: `tests/generation/test_decoder.py` compares the two.
 Shapes: N active sequences, C hidden size, H heads, K key-value heads, D head_dim, I intermediate size,
 S cache positions, V vocabulary size.
 """
 
-import math
-import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +15,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tinystories_slm.config.command_args import Backend
-from tinystories_slm.config.sampling_params import SamplingParams
-from tinystories_slm.generation.sampling import request_rng, sample
 from tinystories_slm.kernels.build import data_ptr
 from tinystories_slm.kernels.decoding import bindings as kernels
-from tinystories_slm.model import CACHE_NAME, TinyStoriesForCausalLM
+from tinystories_slm.model import CACHE_NAME, TinyStoriesConfig, TinyStoriesForCausalLM
 from tinystories_slm.model.modeling_tinystories import apply_rotary_pos_emb, rope_cos_sin
 
 
@@ -74,6 +68,16 @@ def _kernels_unsupported_reason(model: PreTrainedModel) -> str:
     return "" if kernels.load_kernels(model.dtype) else "no working C compiler"
 
 
+def cache_bytes(config: TinyStoriesConfig, num_slots: int, capacity: int, dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values in the cache of a `Decoder` with these arguments."""
+    numbers_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return num_slots * _rounded_capacity(capacity) * numbers_per_token * dtype.itemsize
+
+
+def _rounded_capacity(capacity: int) -> int:
+    return -(-capacity // kernels.LANES) * kernels.LANES
+
+
 @dataclass
 class _Layer:
     """Tensors of one layer; projections of the same input are joined into one matrix."""
@@ -114,7 +118,7 @@ class Decoder:
     ) -> None:
         self.model, self.config, self.dtype = model, model.config, model.dtype
         config, device, inner = model.config, model.device, model.model
-        capacity = -(-capacity // kernels.LANES) * kernels.LANES
+        capacity = _rounded_capacity(capacity)
         self.embedding, self.head = inner.embed_tokens.weight, model.lm_head.weight
         self.position_embedding = None if config.has_rope else inner.embed_positions.weight
         self.norm, self.norm_bias = _norm_weights(inner.norm)
@@ -311,174 +315,3 @@ def _concat_linears(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     if linears[0].bias is None:
         return weight.contiguous(), None
     return weight.contiguous(), torch.cat([linear.bias for linear in linears])
-
-
-def decode(
-    model: TinyStoriesForCausalLM,
-    input_ids: Tensor,
-    *,
-    seeds: Sequence[int],
-    new_token_limits: Sequence[int],
-    sampling: SamplingParams,
-    stop_ids: Sequence[int],
-    batch_size: int,
-    backend: Backend,
-    suppressed_ids: Sequence[int] = (),
-    on_token: Callable[[int], None] | None = None,
-    **model_kwargs: object,
-) -> Iterator[tuple[int, list[int]]]:
-    """Generate for all requests; yield (request index, new token ids) in the order in which they finish.
-
-    The ids include the stop token. The caller is `model.generate(custom_generate=partial(decode, ...))`.
-
-    Args:
-        model: the model.
-        input_ids: prompts (requests, T), padded on the left.
-        seeds: one per request.
-        new_token_limits: maximum number of new tokens, one per request.
-        sampling: sampling parameters of all requests.
-        stop_ids: token ids that end a sequence.
-        batch_size: number of slots, the sequences that are decoded at the same time.
-        backend: `torch` or `cpu`.
-        suppressed_ids: token ids that are never sampled.
-        on_token: called with each new token id.
-        model_kwargs: `attention_mask` (requests, T) marks the padding; the rest is ignored.
-    """
-    # generate() would treat a parameter `attention_mask` as an option of `decode` alone and pass it twice.
-    prompts = _remove_padding(input_ids, model_kwargs.get("attention_mask"))
-    capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, new_token_limits, strict=True))
-    num_slots = min(batch_size, len(prompts))
-    with torch.inference_mode():
-        batch = _SlotBatch(Decoder(model, num_slots, capacity, backend), num_slots, sampling)
-    waiting = deque(range(len(prompts)))
-    while waiting or batch.sequences:
-        with torch.inference_mode():
-            logits = batch.step()
-            indices = [waiting.popleft() for _ in range(batch.num_to_admit(len(waiting)))]
-            if indices:
-                admitted = [
-                    _Sequence(index, prompts[index], new_token_limits[index], request_rng(seeds[index]))
-                    for index in indices
-                ]
-                logits = torch.cat([logits, batch.admit(admitted)])
-            if suppressed_ids:
-                logits[:, suppressed_ids] = -math.inf
-            tokens = batch.sample(logits)
-        if on_token is not None:
-            for token in tokens:
-                on_token(token)
-        for sequence in batch.retire_finished(stop_ids):
-            yield sequence.request_index, sequence.new_ids
-
-
-def _remove_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    if attention_mask is None:
-        return input_ids.tolist()
-    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-
-
-@dataclass
-class _Sequence:
-    """An active request: prompt, new tokens and random numbers."""
-
-    request_index: int
-    prompt: list[int]
-    remaining: int
-    """Number of tokens that may still be sampled."""
-    rng: random.Random
-    new_ids: list[int] = field(default_factory=list)
-
-    @property
-    def position(self) -> int:
-        """Position of the last token."""
-        return len(self.prompt) + len(self.new_ids) - 1
-
-    def append(self, token: int) -> None:
-        self.new_ids.append(token)
-        self.remaining -= 1
-
-
-class _SlotBatch:
-    """The active sequences; sequence i uses slot i of the decoder's cache."""
-
-    def __init__(self, decoder: Decoder, num_slots: int, sampling: SamplingParams) -> None:
-        self.decoder, self.num_slots, self.sampling = decoder, num_slots, sampling
-        self.sequences: list[_Sequence] = []
-        self._device, self._vocab_size = decoder.embedding.device, decoder.config.vocab_size
-        # (slots, V): the tokens that the repetition penalty applies to.
-        self._generated = torch.zeros(num_slots, self._vocab_size, dtype=torch.bool, device=self._device)
-
-    def step(self) -> Tensor:
-        """Return the next logits (N, V) of the active sequences."""
-        if not self.sequences:
-            return torch.empty(0, self._vocab_size, device=self._device)
-        return self.decoder.step(
-            [sequence.new_ids[-1] for sequence in self.sequences],
-            [sequence.position for sequence in self.sequences],
-        )
-
-    def num_to_admit(self, num_waiting: int) -> int:
-        """Return how many of the waiting requests get a slot now.
-
-        Requests wait until an eighth of all slots is free: a prefill costs about as much as a step, and equal
-        prompts that are admitted together share one.
-        """
-        free = self.num_slots - len(self.sequences)
-        if num_waiting == 0 or free < max(1, min(self.num_slots // 8, num_waiting)):
-            return 0
-        return min(free, num_waiting)
-
-    def admit(self, admitted: Sequence[_Sequence]) -> Tensor:
-        """Give each sequence a free slot; return the logits (len(admitted), V) of the first new tokens.
-
-        Equal prompts are read once.
-        """
-        first_slot = len(self.sequences)
-        rows_of_prompt: dict[tuple[int, ...], list[int]] = {}
-        for row, sequence in enumerate(admitted):
-            rows_of_prompt.setdefault(tuple(sequence.prompt), []).append(row)
-        logits = torch.empty(len(admitted), self._vocab_size, device=self._device)
-        for prompt, rows in rows_of_prompt.items():
-            logits[rows] = self.decoder.prefill(list(prompt), [first_slot + row for row in rows])
-        self.sequences.extend(admitted)
-        self._generated[first_slot : len(self.sequences)] = False
-        return logits
-
-    def sample(self, logits: Tensor) -> list[int]:
-        """Sample one token per sequence from `logits` (N, V), append it to its sequence and return all."""
-        generated, penalty = self._generated[: len(self.sequences)], self.sampling.repetition_penalty
-        if penalty != 1.0:
-            logits = _apply_repetition_penalty(logits, generated, penalty)
-        sampled = sample(self.sampling, logits, [sequence.rng for sequence in self.sequences])
-        if penalty != 1.0:
-            generated.scatter_(1, sampled[:, None], True)
-        tokens = sampled.tolist()
-        for sequence, token in zip(self.sequences, tokens, strict=True):
-            sequence.append(token)
-        return tokens
-
-    def retire_finished(self, stop_ids: Sequence[int]) -> list[_Sequence]:
-        """Remove and return the finished sequences; the last sequences move into their slots."""
-        slots = [
-            slot
-            for slot, sequence in enumerate(self.sequences)
-            if sequence.new_ids[-1] in stop_ids or sequence.remaining == 0
-        ]
-        finished = [self.sequences[slot] for slot in slots]
-        for slot in reversed(slots):
-            last = self.sequences.pop()
-            if slot < len(self.sequences):
-                self._move_last_slot(slot)
-                self.sequences[slot] = last
-        return finished
-
-    @torch.inference_mode()
-    def _move_last_slot(self, target: int) -> None:
-        source = len(self.sequences)
-        self.decoder.copy_slot(source, target)
-        self._generated[target] = self._generated[source]
-
-
-def _apply_repetition_penalty(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Return the scores (N, V) of `RepetitionPenaltyLogitsProcessor`; `seen` (N, V) marks the tokens."""
-    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)

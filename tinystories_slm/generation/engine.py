@@ -1,4 +1,4 @@
-"""Generate text for a batch of requests, with transformers' loop or with the loop of `decoder.py`."""
+"""Generate text for a batch of requests, with transformers' loop or with the loop of `slot_batch.py`."""
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from transformers import (
 
 from tinystories_slm.config.command_args import Backend
 from tinystories_slm.config.sampling_params import SamplingParams
-from tinystories_slm.generation.decoder import decode, resolve_backend
+from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.request import (
     GenerationRequest,
     GenerationResult,
@@ -25,6 +25,7 @@ from tinystories_slm.generation.request import (
     prepare_requests,
 )
 from tinystories_slm.generation.sampling import logits_processors
+from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.text_boundaries import stop_token_ids, suppressed_token_ids
 
 

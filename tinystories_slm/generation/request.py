@@ -41,6 +41,10 @@ class GenerationResult:
     finish_reason: FinishReason
 
 
+class PromptTooLongError(UserError):
+    """A prompt leaves no place for a new token in the model's context."""
+
+
 def prepare_requests(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,9 +55,10 @@ def prepare_requests(
     """Tokenize each prompt and limit its new tokens to the rest of the model's context.
 
     Raises:
-        UserError: a prompt fills the model's context or is not valid Unicode.
+        PromptTooLongError: a prompt fills the model's context.
+        UserError: a prompt is not valid Unicode.
     """
-    context, boundaries = context_length(model), text_boundaries(model, tokenizer)
+    boundaries = text_boundaries(model, tokenizer)
     requests = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         if any("\ud800" <= char <= "\udfff" for char in prompt):
@@ -61,15 +66,27 @@ def prepare_requests(
                 f"the prompt {prompt[:40]!r} holds half a surrogate pair, which is no character; correct it"
             )
         ids = _with_start(boundaries, tokenizer, prompt)
-        room = sampling.max_new_tokens if context is None else context - len(ids)
-        if room < 1:
-            start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
-            raise UserError(
-                f"the prompt is {len(ids)} tokens long and the model's context is {context}; "
-                f"shorten the prompt {start!r}"
-            )
-        requests.append(GenerationRequest(prompt, seed, ids, min(sampling.max_new_tokens, room)))
+        requests.append(GenerationRequest(prompt, seed, ids, limit_new_tokens(model, prompt, ids, sampling)))
     return requests
+
+
+def limit_new_tokens(
+    model: PreTrainedModel, prompt: str, token_ids: Sequence[int], sampling: SamplingParams
+) -> int:
+    """Return `sampling.max_new_tokens`, or the rest of the context after `token_ids` where that is smaller.
+
+    Raises:
+        PromptTooLongError: the prompt fills the model's context.
+    """
+    context = context_length(model)
+    room = sampling.max_new_tokens if context is None else context - len(token_ids)
+    if room < 1:
+        start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
+        raise PromptTooLongError(
+            f"the prompt is {len(token_ids)} tokens long and the model's context is {context}; "
+            f"shorten the prompt {start!r}"
+        )
+    return min(sampling.max_new_tokens, room)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,6 +64,29 @@ def sample(params: SamplingParams, scores: Tensor, rngs: Sequence[random.Random]
     # NaN logits of a diverged model are not sorted, and the index can lie past the last token.
     index = index.clamp(max=cumulative.shape[-1] - 1).to(scores.device)
     return (index if ids is None else ids.gather(-1, index)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities of one token and of the most probable ones, in nats, before temperature and top_k."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """(token, log-probability), most probable first."""
+
+
+def token_logprobs(scores: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """Return the log-probabilities of one token per row of logits (B, V), and of the `num_top` best ones."""
+    logprobs = scores.float().log_softmax(dim=-1)
+    top, ids = logprobs.topk(num_top)
+    chosen = logprobs.gather(-1, torch.tensor(tokens, device=scores.device)[:, None]).squeeze(-1)
+    return [
+        TokenLogprobs(token, value, list(zip(row_ids, row, strict=True)))
+        for token, value, row_ids, row in zip(
+            tokens, chosen.tolist(), ids.tolist(), top.tolist(), strict=True
+        )
+    ]
 
 
 def _argmax(scores: Tensor) -> Tensor:
