@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -120,6 +123,28 @@ def test_long_prompt_does_not_shorten_the_others_in_its_batch(model_with_tokeniz
     for request, result in zip(requests, results, strict=True):
         assert result.num_new_tokens == request.max_new_tokens == 48 - len(request.token_ids)
     assert set(sizes) == {1, 2}  # the equal prompts share a batch
+
+
+@pytest.mark.parametrize("backend", ["hf", "torch"])
+def test_threads_do_not_change_each_others_text(model_with_tokenizer, tokenizer, monkeypatch, backend):
+    own_config = model_with_tokenizer.generation_config
+
+    def generate_one(limit: int) -> str:
+        options = {"seed": 3, "max_new_tokens": limit, "backend": backend}
+        return generate_texts(model_with_tokenizer, tokenizer, ["Once"], **options)[0]
+
+    alone = [generate_one(limit) for limit in (3, 25)]
+    both_began, model_class = threading.Barrier(2), type(model_with_tokenizer)
+    generate = model_class.generate
+
+    def wait_and_generate(self, *args, **kwargs):
+        both_began.wait(60)
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(model_class, "generate", wait_and_generate)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(generate_one, (3, 25))) == alone
+    assert model_with_tokenizer.generation_config is own_config
 
 
 def test_no_requests_give_no_results(model_with_tokenizer, tokenizer):

@@ -29,9 +29,9 @@ from tinystories_slm.report_card import card as card_module
 from tinystories_slm.report_card import judge as judge_module
 from tinystories_slm.report_card import sections
 from tinystories_slm.report_card.card import HELD_OUT, report_card
+from tinystories_slm.report_card.card_prompts import read_card_prompts
 from tinystories_slm.report_card.measures import MEASURES
 from tinystories_slm.report_card.page import render_page
-from tinystories_slm.report_card.story_sets import read_card_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

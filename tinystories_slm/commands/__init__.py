@@ -85,6 +85,9 @@ COMMANDS = {
         f"{_ARGS}:ReportCardArgs",
         "measure generated stories: page and figures",
     ),
+    "demo": Command(
+        "tinystories_slm.demo.command:demo", f"{_ARGS}:DemoArgs", "web page to try models, or its Space"
+    ),
     "doctor": Command(
         "tinystories_slm.doctor:doctor",
         f"{_ARGS}:doctor_args",

@@ -1,5 +1,6 @@
 """Generate text for a batch of requests, with transformers' loop or with the loop of `slot_batch.py`."""
 
+import copy
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,8 +132,8 @@ def run_hf(
     if suppressed_ids := suppressed_token_ids(model, tokenizer):
         processors.insert(0, SuppressTokensLogitsProcessor(suppressed_ids, device=model.device))
     config = _generation_config(tokenizer, stop_ids, batch[0].max_new_tokens)
-    with _evaluation_mode(model, config), torch.no_grad():
-        output_ids = model.generate(**prompts, logits_processor=processors, **options)
+    with _evaluation_mode(model, config) as view, torch.no_grad():
+        output_ids = view.generate(**prompts, logits_processor=processors, **options)
     return output_ids[:, longest:]
 
 
@@ -198,8 +199,8 @@ def run_decoder(
     )
     # generate() checks the longest prompt against this limit; `decode` applies the limit of each request.
     config = _generation_config(tokenizer, stop_ids, min(request.max_new_tokens for request in requests))
-    with _evaluation_mode(model, config):
-        return model.generate(
+    with _evaluation_mode(model, config) as view:
+        return view.generate(
             **_left_pad(model, tokenizer, requests, stop_ids), custom_generate=loop, streamer=streamer
         )
 
@@ -241,16 +242,20 @@ def _generation_config(
 
 
 @contextmanager
-def _evaluation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Disable dropout and replace the model's `generation_config` by `config`; restore both at the end.
+def _evaluation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[PreTrainedModel]:
+    """Disable dropout; yield a shallow copy of the model whose `generation_config` is `config`.
 
-    transformers would merge the model's own defaults (beams, penalties, temperature) into the call.
+    transformers would merge the model's own defaults (beams, penalties, temperature) into the call. A copy
+    shares weights and modules, and several threads can generate with one model: if they replaced its
+    `generation_config`, a text could end at the limit of another one.
     """
-    was_training, original_config = model.training, model.generation_config
-    model.eval()
-    model.generation_config = config
+    view = copy.copy(model)
+    view.generation_config = config
+    was_training = model.training
+    if was_training:
+        model.eval()
     try:
-        yield
+        yield view.eval()
     finally:
-        model.generation_config = original_config
-        model.train(was_training)
+        if was_training:
+            model.train()

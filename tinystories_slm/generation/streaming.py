@@ -28,8 +28,9 @@ from tinystories_slm.text_boundaries import stop_token_ids
 
 
 class TextStream:
-    """Iterable over the text of one request, in pieces; `result` is set when the iteration ends.
+    """Iterable over the text of one request, in pieces; the end of the iteration sets `result` and `new_ids`.
 
+    `new_ids` are the sampled token ids, with the stop token if there is one.
     The joined pieces equal `result.text`, the text that `generate_batch` returns for the same request. No
     piece splits a character. With `finish_sentence`, the pieces after the prompt are whole sentences. If the
     consumer stops early, generation stops within one token. The iterator raises the errors of the model.
@@ -49,6 +50,7 @@ class TextStream:
         self.backend, _ = resolve_backend(model, backend)
         self.request, self.sampling, self.finish_sentence = request, sampling, finish_sentence
         self.result: GenerationResult | None = None
+        self.new_ids: list[int] = []
         self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -84,6 +86,7 @@ class TextStream:
         run = self._run_hf if self.backend == "hf" else self._run_decoder
         try:
             new_ids = run(streamer, cancelled, stop_ids)
+            self.new_ids = new_ids
             self.result = make_result(
                 self.tokenizer, self.request, new_ids, stop_ids, finish_sentence=self.finish_sentence
             )

@@ -1,4 +1,4 @@
-"""Blind comparison of stories in the terminal, with votes on disk and a Bradley-Terry estimate."""
+"""Blind comparison of stories in the terminal; votes on disk with a Bradley-Terry estimate."""
 
 import hashlib
 import json
@@ -40,7 +40,12 @@ class _Pair:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(sorted(self.texts)).encode()).hexdigest()[:16]
+        return pair_key(self.texts)
+
+
+def pair_key(texts: tuple[str, str]) -> str:
+    """Return `Vote.pair` of two texts, the same for both orders."""
+    return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def run_arena(
@@ -67,7 +72,7 @@ def run_arena(
         if answer is None:
             break
         votes.append(Vote(pair.key, *pair.names, answer))
-        _append(path, votes[-1])
+        append_vote(path, votes[-1])
         print(f"A: {pair.names[0]}, B: {pair.names[1]}")
     return votes
 
@@ -83,6 +88,18 @@ def read_votes(path: Path) -> list[Vote]:
         if found.score in _ANSWERS.values():
             votes.append(found)
     return votes
+
+
+def append_vote(path: Path, vote: Vote) -> None:
+    """Append `vote` to the JSON Lines file and flush it to disk.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with translate_write_errors("output", path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(vars(vote), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def bradley_terry(votes: Sequence[Vote]) -> dict[str, dict[str, Any]]:
@@ -152,10 +169,3 @@ def _read_answer(read_line: Callable[[str], str]) -> float | None:
             return _ANSWERS[answer]
         if answer in _QUIT:
             return None
-
-
-def _append(path: Path, vote: Vote) -> None:
-    with translate_write_errors("output", path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(vars(vote), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

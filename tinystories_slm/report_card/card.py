@@ -18,6 +18,8 @@ from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
 from tinystories_slm.report_card.arena import bradley_terry, run_arena
+from tinystories_slm.report_card.card_prompts import PROMPTS_VERSION, read_card_prompts
+from tinystories_slm.report_card.display_names import display_names
 from tinystories_slm.report_card.estimates import estimate_difference, estimate_mean
 from tinystories_slm.report_card.grammar_check import entropy_distances
 from tinystories_slm.report_card.judge import load_judge
@@ -32,13 +34,7 @@ from tinystories_slm.report_card.sections import (
     measure_copies,
     measure_texts,
 )
-from tinystories_slm.report_card.story_sets import (
-    PROMPTS_VERSION,
-    HeldOut,
-    generate_stories,
-    read_card_prompts,
-    select_held_out,
-)
+from tinystories_slm.report_card.story_sets import HeldOut, generate_stories, select_held_out
 from tinystories_slm.report_card.text import split_words
 
 logger = logging.getLogger(__name__)
@@ -80,7 +76,7 @@ def _generate_sets(args: ReportCardArgs) -> tuple[list[StorySet], HeldOut]:
     models = [args.model, *args.baseline]
     sets: list[StorySet] = []
     held_out: HeldOut | None = None
-    for name, model_id in zip(_display_names(models), models, strict=True):
+    for name, model_id in zip(display_names(models, option="baseline"), models, strict=True):
         model, tokenizer = _load(model_id, args)
         if held_out is None:
             held_out = select_held_out(args, read_training_data(args.model, model.config))
@@ -125,23 +121,6 @@ def _require_packages(*modules: str) -> None:
             import_module(module)
         except ImportError as error:
             raise UserError(f"{module} is not installed; pip install 'tinystories_slm[report]'") from error
-
-
-def _display_names(models: Sequence[str]) -> list[str]:
-    """Return a name for each model, without a path of this machine: the page may be shared.
-
-    Raises:
-        UserError: a model is given twice.
-    """
-    if len(set(models)) < len(models):
-        raise UserError(f"baseline ({models[-1]}): must differ from the other models; remove it")
-    names = []
-    for model in models:
-        path = Path(model)
-        name = "/".join(path.resolve().parts[-2:]) if path.exists() else model
-        same = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(f"{name} ({same + 1})" if same else name)
-    return names
 
 
 def _card(args: ReportCardArgs, sets: list[StorySet], held_out: HeldOut) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +18,11 @@ from tinystories_slm.evaluation.selection import StorySelection, select_stories
 from tinystories_slm.evaluation.training_data import TrainingData
 from tinystories_slm.generation import generate_batch, prepare_requests
 from tinystories_slm.io.file_errors import expand_user
+from tinystories_slm.report_card.card_prompts import read_card_prompts
 from tinystories_slm.report_card.measures import CardStory
 from tinystories_slm.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
-
-PROMPTS_VERSION = "1"
-"""Version of the prompts; cards of different versions cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +49,6 @@ class HeldOut:
     @property
     def stories(self) -> list[CardStory]:
         return [CardStory(text) for text in self.selection.texts]
-
-
-@cache
-def read_card_prompts() -> tuple[str, ...]:
-    """Return the published prompts; each also starts a story of the built-in corpus."""
-    name = f"prompts_v{PROMPTS_VERSION}.txt"
-    return tuple(files(__package__).joinpath(name).read_text(encoding="utf-8").splitlines())
 
 
 def generate_stories(

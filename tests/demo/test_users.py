@@ -1,0 +1,89 @@
+"""Many users of one page: own stories, limits, and what a call over HTTP gives."""
+
+import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tinystories_slm.generation import generate_texts
+
+NUM_USERS = 50
+
+
+def call(address: str, *data: object) -> tuple[str, object]:
+    """Call the endpoint `generate` as gradio's HTTP interface describes it; return the last event."""
+    joined = httpx.post(f"{address}gradio_api/call/generate", json={"data": data}, timeout=120)
+    if joined.is_error:
+        return "rejected", joined.json()
+    events = []
+    url = f"{address}gradio_api/call/generate/{joined.json()['event_id']}"
+    with httpx.stream("GET", url, timeout=120) as response:
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                events.append([value, None])
+            elif name == "data":
+                events[-1][1] = json.loads(value)
+    return tuple(events[-1])
+
+
+def story_text(html: str, tokenizer) -> str:
+    [data] = re.findall('data-story="(.*?)"', html)
+    ids = json.loads(data.replace("&#34;", '"').replace("&amp;", "&"))["ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_fifty_users_at_once_each_get_their_own_story(serve, tales):
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    address = serve([tales], concurrency=4, queue_size=NUM_USERS)
+    prompts = [f"One day, {name}" for name in ("Mia", "Ben", "a fox", "Lily", "Max")] * (NUM_USERS // 5)
+    limits = [5 + number % 7 for number in range(NUM_USERS)]
+
+    def visit(number: int) -> tuple[str, object]:
+        return call(address, prompts[number], limits[number], 0.8, 50, 0.95, str(number))
+
+    with ThreadPoolExecutor(NUM_USERS) as users:
+        answers = list(users.map(visit, range(NUM_USERS)))
+    for number, (event, data) in enumerate(answers):
+        assert event == "complete", data
+        [expected] = generate_texts(
+            tales.model, tales.tokenizer, [prompts[number]], seed=number, max_new_tokens=limits[number]
+        )
+        assert story_text(data[-1], tales.tokenizer) == expected
+        assert f"Seed {number}<" in data[0]
+    threads = [thread.name for thread in threading.enumerate() if "_generate" in thread.name]
+    assert threads == []  # no generation is left behind
+
+
+def test_request_beyond_the_queue_is_rejected(serve, tales, monkeypatch):
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    from tinystories_slm.demo import handlers
+
+    release = threading.Event()
+    stream_stories = handlers.stream_stories
+
+    def wait_and_stream(*args):
+        assert release.wait(60)
+        yield from stream_stories(*args)
+
+    monkeypatch.setattr(handlers, "stream_stories", wait_and_stream)
+    address = serve([tales], concurrency=1, queue_size=2)
+    options = ("Once", 5, 0.8, 50, 0.95, "1")
+    with ThreadPoolExecutor(8) as users:
+        pending = [users.submit(call, address, *options) for _ in range(8)]
+        while sum(one.done() for one in pending) < 5:  # one runs, two wait
+            pass
+        release.set()
+        answers = [one.result() for one in pending]
+    rejected = [str(data) for event, data in answers if event != "complete"]
+    assert len(rejected) == 5 and all("Queue is full" in text for text in rejected)
+
+
+def test_error_over_http_is_the_message(serve, tales):
+    address = serve([tales])
+    event, data = call(address, "Once", 5, 0.0005, 50, 0.95, "1")
+    assert event == "error"
+    assert "temperature (0.0005) must be 0 (greedy) or at least 0.001; try 0.8" in str(data)
