@@ -4,6 +4,7 @@ import contextlib
 import io
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tinystories_slm.commands import _ARGS, COMMANDS, _load
 from tinystories_slm.config import RunConfig, parse
 from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.errors import UserError
 
 HOSTILE = (
@@ -103,6 +105,12 @@ def test_lists_may_be_written_together_or_repeated(flags, expected):
 def test_lists_without_fitting_values_are_rejected(flags, problem):
     with pytest.raises(UserError, match=problem):
         parse(ListArgs, flags)
+
+
+def test_flags_are_written_as_the_command_line_reads_them():
+    options = {"a": True, "b": None, "c": 0.1, "d": Path("x"), "e": [{"name": "y"}]}
+    expected = ["--a=true", "--b=null", "--c=0.1", "--d=x", '--e=[{"name": "y"}]']
+    assert to_flags(options) == expected
 
 
 def test_a_list_on_the_command_line_replaces_that_of_a_file(tmp_path):
