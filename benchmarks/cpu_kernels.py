@@ -31,12 +31,12 @@ from harness import (
     provenance,
     run_interleaved,
     run_process,
-    to_flags,
     write_result,
 )
 from random_tokens import write_random_tokens
 
 from tinystories_slm.config import parse_config
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.generation.slot_batch import decode
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM

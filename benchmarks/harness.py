@@ -204,16 +204,6 @@ def run_train(
     return run_process(arguments, env={"PYTHONPATH": str(ROOT), **(env or {})})
 
 
-def format_value(value: object) -> str:
-    """Write an option's value as the command line reads it: `true`, `null`, 0.1, text."""
-    return json.dumps(value) if isinstance(value, bool | None) else str(value)
-
-
-def to_flags(options: Mapping[str, object]) -> list[str]:
-    """Return `--NAME=VALUE` for each option."""
-    return [f"--{name}={format_value(value)}" for name, value in options.items()]
-
-
 def read_result(name: str) -> dict[str, Any]:
     """Read benchmarks/results/NAME.json; an empty dictionary if it does not exist."""
     path = RESULTS / f"{name}.json"

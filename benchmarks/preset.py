@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from harness import ROOT, provenance, to_flags, write_result
+from harness import ROOT, provenance, write_result
 
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.runs.records import read_metrics
 
 

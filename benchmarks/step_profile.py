@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from harness import to_flags
 from random_tokens import write_random_tokens
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from tinystories_slm.config import RunConfig, parse_config
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.training.loop import sync_stop_condition, train_step
 from tinystories_slm.training.run import TrainingRun, start_run
 

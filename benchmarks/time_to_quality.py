@@ -43,12 +43,12 @@ from harness import (
     provenance,
     read_result,
     run_train,
-    to_flags,
     write_result,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer

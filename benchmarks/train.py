@@ -37,13 +37,13 @@ from harness import (
     run_interleaved,
     run_process,
     run_train,
-    to_flags,
     write_result,
 )
 from random_tokens import write_random_tokens
 from step_profile import OUT_OF_TIME, profile_shapes
 
 from tinystories_slm.config import parse_config
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.hardware.peak import peak_flops
 from tinystories_slm.model_costs import flops_per_token
 from tinystories_slm.runs.records import read_metrics

@@ -45,7 +45,7 @@ def run_forked(
         )
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-        process = processes.Process(target=_run_script, args=(command, str(cwd), environment, *outputs))
+        process = processes.Process(target=run_python, args=(command, str(cwd), environment, *outputs))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -56,12 +56,13 @@ def run_forked(
         return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
 
 
-def _run_script(command: list[str], cwd: str, environment: dict[str, str], *outputs: str) -> None:
+def run_python(command: list[str], cwd: str, environment: dict[str, str], *outputs: str) -> None:
+    """Run `command` in this process; standard output and error are appended to the files `outputs`."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8")
     is_module = command[0] == "-m"

@@ -16,7 +16,6 @@ from harness import (
     provenance,
     run_interleaved,
     run_process,
-    to_flags,
     versions,
     write_result,
 )
@@ -116,11 +115,6 @@ def test_provenance_has_command_machine_and_versions():
     assert set(head) == {"command", "machine", "versions"}
     assert set(head["machine"]) == {"processor", "cores", "bf16", "accelerator"}
     assert head["machine"]["processor"] and head["machine"]["cores"] >= 1
-
-
-def test_flags_are_written_as_the_command_line_reads_them():
-    options = {"a": True, "b": None, "c": 0.1, "d": Path("x")}
-    assert to_flags(options) == ["--a=true", "--b=null", "--c=0.1", "--d=x"]
 
 
 def test_charts_are_saved_as_png(tmp_path):

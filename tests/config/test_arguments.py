@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from tinystories_slm.commands import _ARGS, COMMANDS, _load
 from tinystories_slm.config import RunConfig, parse
 from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.flags import to_flags
 from tinystories_slm.errors import UserError
 
 HOSTILE = (
@@ -57,6 +60,64 @@ def test_a_prompt_reaches_the_program_unchanged_or_is_rejected(text):
 def test_texts_with_yaml_tags_are_prompts():
     for text in ("!!timestamp x", "2020-01-01", "#"):
         assert parse(GenerateArgs, ["--model", "m", f"--prompt={text}"]).prompt == text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArgs:
+    """Options that take several values."""
+
+    texts: list[str] = field(default_factory=list)
+    """A list."""
+    numbers: list[int] = field(default_factory=list)
+    """A list of integers."""
+    either: list[str] | str = ""
+    """A list or a text."""
+    last: bool = False
+    """A switch."""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--texts", "a", "b=c", "--last"], {"texts": ["a", "b=c"], "last": True}),
+        (["--texts=a", "--last=true", "--texts", "null"], {"texts": ["a", "null"], "last": True}),
+        (["--texts=[a,b]", "--texts", "[c"], {"texts": ["a", "b", "[c"]}),
+        (["--texts=[]"], {"texts": []}),
+        (["--numbers", "1", "20", "--numbers=[-3]"], {"numbers": [1, 20, -3]}),
+        (["--either", "a", "[b]"], {"either": ["a", "[b]"]}),
+        (["--either=a", "--either=b"], {"either": ["a", "b"]}),
+    ],
+)
+def test_lists_may_be_written_together_or_repeated(flags, expected):
+    assert parse(ListArgs, flags) == ListArgs(**expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--texts"], "expected one argument"),
+        (["--numbers", "010"], r"numbers \(010\): must be a decimal integer"),
+        (["--numbers", "1", "x"], "numbers is 'x', which is not of type int"),
+        (["--numbers=[1,2.5]"], "numbers is .*2.5.* not of type int"),
+        (["x", "--texts=a"], "unrecognized arguments: x|unknown option 'x'"),
+    ],
+)
+def test_lists_without_fitting_values_are_rejected(flags, problem):
+    with pytest.raises(UserError, match=problem):
+        parse(ListArgs, flags)
+
+
+def test_flags_are_written_as_the_command_line_reads_them():
+    options = {"a": True, "b": None, "c": 0.1, "d": Path("x"), "e": [{"name": "y"}]}
+    expected = ["--a=true", "--b=null", "--c=0.1", "--d=x", '--e=[{"name": "y"}]']
+    assert to_flags(options) == expected
+
+
+def test_a_list_on_the_command_line_replaces_that_of_a_file(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("texts: [a, b]\nnumbers: [1]\n")
+    args = parse(ListArgs, ["--texts", "c", "--config", str(path)])
+    assert args == ListArgs(texts=["c"], numbers=[1])
 
 
 def test_null_characters_are_rejected(tmp_path):

@@ -29,7 +29,7 @@ COMMANDS = {
         if [ -z "$last" ]; then bash "$@" >&2 || exit 1
         else for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@" >&2 || exit 1; done; fi
         echo "$(wc -l < "$LOG");cluster" """,
-    # On USR1 training saves and exits with 75.
+    # It prints a list of three runs, or waits for a signal; on USR1 it saves and exits with 75.
     "python": """
         case "$*" in
         *--print_config*) printf "output_dir: runs/9m\ndata:\n  data_dir: data/9m\n"; exit "$CONFIG_CODE" ;;
@@ -37,6 +37,7 @@ COMMANDS = {
         *importlib*) echo 0.1.0 2.13.0 5.24.0; exit ;;
         esac
         printf "[%s]" "$@" >> "$LOG"; echo >> "$LOG"
+        case "$*" in *--list) echo "a run"; echo "3 to run, at most 1 at a time" ;; esac
         [ "$1" = scripts/train.py ] && echo "$MASTER_ADDR:$MASTER_PORT $RANK of $WORLD_SIZE" >> "$LOG"
         [ "$EXIT_CODE" = signaled ] || exit "$EXIT_CODE"
         trap 'echo saved >> "$LOG"; exit 75' USR1
@@ -168,3 +169,45 @@ def test_preparation_that_cannot_be_submitted_stops(job, tmp_path):
     running = job("2", "prepare.sh", "--config", "none.yaml")
     assert "submitted" not in running.communicate(timeout=30)[0] and running.returncode != 0
     assert (tmp_path / "log").read_text().count("sbatch") == 2  # the first job, and the name of its script
+
+
+def test_sweep_submits_data_runs_and_table(job, tmp_path):
+    flags = ("--config", "a.yaml", "--only", "4 layers")
+    running = job("0", "sweep.sh", *flags)
+    assert running.communicate(timeout=30)[0] == "submitted: data 3, 3 runs 7, table 9; logs in runs/\n"
+    assert running.returncode == 0 and (tmp_path / "runs").is_dir()
+    options, flag = "[scripts/sweep.py]" + "".join(f"[{flag}]" for flag in flags), " ".join(flags)
+    submit, script = (
+        "sbatch --parsable --kill-on-invalid-dep=yes --output=runs/slurm-",
+        "launch/slurm/sweep.sbatch",
+    )
+    assert (tmp_path / "log").read_text().splitlines() == [
+        f"{options}[--list]",
+        f"{submit}%j.out {script} {flag} --prepare",
+        f"{options}[--prepare]",
+        f"{submit}%A_%a.out --array=0-2 --dependency=afterok:3 {script} {flag}",
+        *(f"{options}[--index][{index}]" for index in range(3)),
+        f"{submit}%j.out --dependency=afterany:7 {script} {flag} --table",
+        f"{options}[--table]",
+    ]
+
+
+def test_sweep_that_is_invalid_submits_nothing(job, tmp_path):
+    running = job("2", "sweep.sh", "--config", "none.yaml")
+    assert "submitted" not in running.communicate(timeout=30)[0] and running.returncode != 0
+    assert "sbatch" not in (tmp_path / "log").read_text()
+
+
+def test_task_of_a_sweep_is_requeued_before_its_limit(job, tmp_path):
+    running = job("signaled", "sweep.sbatch", "--config", "a.yaml", SLURM_ARRAY_TASK_ID="2")
+    (tmp_path / "ready").read_text()
+    running.send_signal(signal.SIGUSR1)
+    assert running.wait(timeout=30) == 0
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log == ["[scripts/sweep.py][--config][a.yaml][--index][2]", "saved", "requeue 4711"]
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_task_of_a_sweep_keeps_its_exit_code(job, tmp_path, code):
+    assert job(str(code), "sweep.sbatch", SLURM_ARRAY_TASK_ID="0").wait(timeout=30) == code
+    assert "requeue" not in (tmp_path / "log").read_text()

@@ -60,6 +60,11 @@ COMMANDS = {
         "stories -> data_dir/report.html, dataset card",
     ),
     "train": Command("tinystories_slm.training:train", _CONFIG, "train a model, or resume its run", True),
+    "sweep": Command(
+        "tinystories_slm.sweeps.sweep:sweep",
+        "tinystories_slm.config.sweep_args:SweepArgs",
+        "train many models; table, heat map, power law",
+    ),
     "evaluate": Command(
         "tinystories_slm.evaluation.evaluate:evaluate",
         f"{_ARGS}:EvaluateArgs",

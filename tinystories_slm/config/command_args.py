@@ -130,8 +130,8 @@ class EvaluateArgs:
     """Score causal language models on stories: loss, perplexity, bits per byte and accuracy."""
 
     model: list[str] | str
-    """Model folder (RUN/best) or Hub id of any causal language model; repeat it to compare several models, on
-    stories that none of them was trained on."""
+    """Model folder (RUN/best) or Hub id of any causal language model; several (`--model M N`, or repeated)
+    are compared, on stories that none of them was trained on."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -37,9 +38,8 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
         parse(args_type, [arg for arg in given if arg.partition("=")[0] != "--print_config"])
     parser = _build_parser(args_type, Path(sys.argv[0]).name)
     try:
-        given, texts = _set_null_texts_aside(_join_repeated(given, args_type), args_type)
-        given = _append_to_lists(_expand_switches(given, args_type), args_type)
-        given = _config_files_first(given, args_type)
+        given, texts = _set_null_texts_aside(_join_lists(given, args_type), args_type)
+        given = _config_files_first(_expand_switches(given, args_type), args_type)
         namespace = parser.parse_args(given)
         _reject_null_sections(namespace, args_type)
         values = vars(parser.instantiate(namespace))
@@ -97,25 +97,57 @@ _PARSER_ERRORS = (
     ArgumentError, AttributeError, LookupError, OSError, OverflowError, RecursionError, TypeError, ValueError,
     yaml.YAMLError,
 )  # fmt: skip
-_REPEATABLE = (list[str] | str,)
+_LISTS = (list[str], list[str] | str, list[int])
 _NUMBERS = (int, int | None, float, float | None)
 _PATHS = (Path, Path | None)
 _PLACEHOLDER = "text that YAML reads as null"
 
 
-def _join_repeated(argv: Sequence[str], args_type: type) -> list[str]:
-    """Replace the values of each option that may be repeated (`--model A --model B`) by one JSON list."""
-    repeatable = {f"--{name}" for name in _option_names(args_type, of=_REPEATABLE)}
-    values: dict[str, list[str]] = {}
+def _join_lists(argv: Sequence[str], args_type: type) -> list[str]:
+    """Replace the values of each list (`--model A B`, or `--model A --model B`) by one JSON list.
+
+    A value in brackets (`--baseline=[A,B]`) is a list, except where the option may be one text.
+    """
+    kinds = {f"--{name}": kind for kind in _LISTS for name in _option_names(args_type, of=(kind,))}
+    given: dict[str, list[str]] = {}
     kept: list[str] = []
-    rest = iter(argv)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name in repeatable and (equals or (value := next(rest, None)) is not None):
-            values.setdefault(name, []).append(value)
-        else:
+    option = ""  # of which the next argument is a value
+    for arg in argv:
+        name, equals, value = arg.partition("=") if arg.startswith("--") else (option, "=", arg)
+        if name not in kinds:
             kept.append(arg)
-    return kept + [f"{name}={json.dumps(given, ensure_ascii=False)}" for name, given in values.items()]
+        elif equals:
+            given.setdefault(name, []).append(value)
+        else:
+            given.setdefault(name, [])
+        if arg.startswith("--"):
+            option = name if name in kinds and not equals else ""
+    for name, values in given.items():
+        items = [item for value in values for item in _list_items(name, value, kinds[name])]
+        kept.append(f"{name}={json.dumps(items, ensure_ascii=False)}" if values else name)
+    return kept
+
+
+def _list_items(name: str, text: str, kind: object) -> list[object]:
+    """Return the items that one value on the command line adds to a list of this type."""
+    if kind != list[str] | str and text.startswith("["):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(text)
+    if kind == list[int]:
+        _check_number(name, text)
+    return [int(text) if kind == list[int] and re.fullmatch(r"-?[0-9]+", text) else text]
+
+
+def _check_number(name: str, text: str) -> None:
+    """Check that YAML 1.1 reads `text` as a person does.
+
+    Raises:
+        UserError: it is octal or in base 60 (`010`, `1:30`).
+    """
+    if is_misread_number(text):
+        raise UserError(
+            f"{name.removeprefix('--')} ({text}): must be a decimal integer or fraction; write it as in 1500"
+        )
 
 
 def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[str], dict[str, str | Path]]:
@@ -140,11 +172,8 @@ def _set_null_texts_aside(argv: Sequence[str], args_type: type) -> tuple[list[st
             option = name
             kept.append(arg)
             continue
-        if name in numbers and (equals or option) and is_misread_number(value):
-            raise UserError(
-                f"{name.removeprefix('--')} ({value}): must be a decimal integer or fraction; write it as in "
-                "1500"
-            )
+        if name in numbers and (equals or option):
+            _check_number(name, value)
         if name in paths and (equals or option) and not value:
             raise UserError(f"{name.removeprefix('--')} (.): must name a folder or file; write its path")
         if name in strings and (equals or option):
@@ -175,24 +204,6 @@ def _expand_switches(argv: Sequence[str], args_type: type) -> list[str]:
         f"{arg}=true" if arg in switches and follower.startswith("--") else arg
         for arg, follower in zip(argv, followers, strict=True)
     ]
-
-
-def _append_to_lists(argv: Sequence[str], args_type: type) -> list[str]:
-    """Write the values of a list (`--baseline A B`, or repeated) as jsonargparse appends them."""
-    lists = {f"--{name}" for name in _option_names(args_type, of=(list[str],))}
-    written: list[str] = []
-    option = ""
-    for arg in argv:
-        name, equals, value = arg.partition("=")
-        if arg.startswith("--"):
-            option = name if name in lists and not equals else ""
-        if option and arg != option:
-            written.append(f"{option}+={arg}")
-        elif equals and name in lists and not value.startswith("["):
-            written.append(f"{name}+={value}")
-        elif not option:
-            written.append(arg)
-    return written
 
 
 def _format_error(message: str, args_type: type) -> str:

@@ -70,36 +70,63 @@ def check_learning(config: RunConfig, device: torch.device, run_precision: str) 
 
 def check_duration(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Diagnostic]:
     """Estimate the time of the run on one process from timed steps at the configured micro-batch."""
-    num_rows = _timing_batch_size(config, device, run_precision)
-    trial = TrialRun(config, device, run_precision, num_rows=num_rows, seq_len=config.data.seq_len)
-    timings = [trial.timed_step() for _ in range(_NUM_TIMED_STEPS)][1:]  # the first step is a warm-up
-    backward_s = statistics.median(timing.backward_s for timing in timings)
-    update_s = statistics.median(timing.update_s for timing in timings)
-
-    train = config.train
-    step_s = backward_s * train.batch_size / num_rows + update_s
-    # A forward pass takes a third of forward and backward.
-    evaluation_s = _validation_tokens(config) / (num_rows * config.data.seq_len) * backward_s / 3
-    num_evaluations = math.ceil(train.max_steps / train.eval_every)
-    total_s = train.max_steps * step_s + num_evaluations * evaluation_s
-    tokens_per_second = train.batch_size * config.data.seq_len / step_s
+    found, train = estimate_duration(config, device, run_precision), config.train
+    tokens_per_second = train.batch_size * config.data.seq_len / found.step_s
     text = (
-        f"about {format_duration(total_s)} on one process: {train.max_steps:,} steps of {step_s:.3g} s "
-        f"({tokens_per_second:,.0f} tokens/s)"
+        f"about {format_duration(found.total_s)} on one process: {train.max_steps:,} steps of "
+        f"{found.step_s:.3g} s ({tokens_per_second:,.0f} tokens/s)"
     )
-    if evaluation_s:
-        text += f", {num_evaluations} evaluations of {evaluation_s:.3g} s"
-    if num_rows != resolve_per_device_batch_size(config, device, precision=run_precision):
-        text += f"; timed with a micro-batch of {num_rows}"
-    if train.max_minutes is not None and total_s > train.max_minutes * 60:
+    if found.evaluation_s:
+        text += f", {found.num_evaluations} evaluations of {found.evaluation_s:.3g} s"
+    if found.num_rows != resolve_per_device_batch_size(config, device, precision=run_precision):
+        text += f"; timed with a micro-batch of {found.num_rows}"
+    if train.max_minutes is not None and found.total_s > train.max_minutes * 60:
         yield Diagnostic("time", "ok", f"{text}; train.max_minutes ({train.max_minutes:g}) stops it earlier")
-    elif total_s > _SLOW_RUN_S:
+    elif found.total_s > _SLOW_RUN_S:
         remedy = "fewer --train.max_steps, a smaller preset, or more processes (docs/many_processes.md)"
         yield Diagnostic("time", "slow", text, remedy)
     else:
         yield Diagnostic("time", "ok", text)
     if device.type == "cpu" and resource is not None:
-        yield from check_page_faults(timings)
+        yield from check_page_faults(found.timings)
+
+
+def estimate_duration(config: RunConfig, device: torch.device, run_precision: str) -> "RunDuration":
+    """Time some steps of the run at the configured micro-batch, and estimate the time of all of it."""
+    num_rows = _timing_batch_size(config, device, run_precision)
+    trial = TrialRun(config, device, run_precision, num_rows=num_rows, seq_len=config.data.seq_len)
+    timings = [trial.timed_step() for _ in range(_NUM_TIMED_STEPS)][1:]  # the first step is a warm-up
+    backward_s = statistics.median(timing.backward_s for timing in timings)
+    update_s = statistics.median(timing.update_s for timing in timings)
+    train = config.train
+    return RunDuration(
+        num_steps=train.max_steps,
+        step_s=backward_s * train.batch_size / num_rows + update_s,
+        num_evaluations=math.ceil(train.max_steps / train.eval_every),
+        # A forward pass takes a third of forward and backward.
+        evaluation_s=_validation_tokens(config) / (num_rows * config.data.seq_len) * backward_s / 3,
+        num_rows=num_rows,
+        timings=timings,
+    )
+
+
+@dataclass(frozen=True)
+class RunDuration:
+    """Estimated duration of a run on one process, without a time limit."""
+
+    num_steps: int
+    step_s: float
+    num_evaluations: int
+    evaluation_s: float
+    """Seconds of one evaluation; 0 if the data are not prepared."""
+    num_rows: int
+    """Micro-batch of the timed steps."""
+    timings: "list[StepTiming]"
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all steps and evaluations."""
+        return self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinystories_slm.io.atomic import atomic_write
 from tinystories_slm.io.file_errors import translate_write_errors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
         UserError: the file cannot be written.
     """
     # matplotlib takes a second to import.
-    from tinystories_slm.runs.figures import Figure, LogLocator, NullLocator
+    from tinystories_slm.runs.figures import Figure
 
     shown = [scores for scores in results if "text_bits_per_byte" in scores]
     for scores in results:
@@ -35,16 +38,23 @@ def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], fmt="o", capsize=3)
         axes.annotate(scores["model"], (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
     axes.set(xlabel="parameters without embeddings", ylabel="bits per byte of the text (lower is better)")
-    sizes = [max(1, scores["num_non_embedding_parameters"]) for scores in shown] or [1]
+    use_log_counts(axes, [scores["num_non_embedding_parameters"] for scores in shown])
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.3)
+    with translate_write_errors("plot", path), atomic_write(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
+
+
+def use_log_counts(axes: "Axes", counts: Sequence[int]) -> None:
+    """Make the x axis logarithmic around `counts`, such as numbers of parameters, with ticks such as 500k."""
+    from tinystories_slm.runs.figures import LogLocator, NullLocator
+
+    sizes = [max(1, count) for count in counts] or [1]
     # A factor of 3 on both sides, so that models of nearly one size do not look far apart.
     axes.set(xscale="log", xlim=(min(sizes) / 3, 3 * max(sizes)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda count, _: _format_count(count))
-    axes.margins(y=0.15)
-    axes.grid(alpha=0.3)
-    with translate_write_errors("plot", path), atomic_write(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _format_count(count: float) -> str:

@@ -25,9 +25,9 @@ def markdown_report(results: Sequence[Scores]) -> str:
     """Return the table of all models, by position and by length too, and which stories were scored."""
     shared = results[0]
     lines = [
-        _markdown_row(_COLUMNS),
+        markdown_row(_COLUMNS),
         "|---" * len(_COLUMNS) + "|",
-        *(_markdown_row(_cells(scores)) for scores in results),
+        *(markdown_row(_cells(scores)) for scores in results),
         "",
         f"Scored: {format_stories(shared)}, {shared['num_bytes']:,} bytes of {shared['data']}.",
         f"Selection: {shared['selection']}.",
@@ -89,7 +89,8 @@ def bucket_lines(scores: Scores) -> list[str]:
     return lines
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return one line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -112,11 +113,13 @@ def _cells(scores: Scores) -> list[str]:
 
 
 def _with_interval(scores: Scores, name: str, form: str) -> str:
-    if name not in scores:
-        return ""
-    interval = scores["intervals"].get(name)
+    return format_interval(scores[name], scores["intervals"].get(name), form) if name in scores else ""
+
+
+def format_interval(value: float, interval: Sequence[float] | None, form: str) -> str:
+    """Return the value with its interval in brackets."""
     bounds = f" [{', '.join(form.format(bound) for bound in interval)}]" if interval else ""
-    return form.format(scores[name]) + bounds
+    return form.format(value) + bounds
 
 
 def _bucket_table(results: Sequence[Scores], key: str, edges: Sequence[int], label: str) -> list[str]:
@@ -127,10 +130,10 @@ def _bucket_table(results: Sequence[Scores], key: str, edges: Sequence[int], lab
     return [
         f"{unit.capitalize()} of the text, by {label}:",
         "",
-        _markdown_row(["model", *(_bucket_label(edges[i], edges) for i in shown)]),
+        markdown_row(["model", *(_bucket_label(edges[i], edges) for i in shown)]),
         "|---" * (len(shown) + 1) + "|",
         *(
-            _markdown_row([scores["model"], *(row[i] for i in shown)])
+            markdown_row([scores["model"], *(row[i] for i in shown)])
             for scores, row in zip(results, rows, strict=True)
         ),
     ]

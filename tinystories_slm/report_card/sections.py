@@ -128,6 +128,13 @@ _MARKS = {
 }
 
 
+def measure_names() -> list[str]:
+    """Return the name of every measure that a card may have."""
+    figures = [_ACCEPTED, _CORRECT, _DISTANCE, *(figure for figure, _ in _COPIES)]
+    names = [one.name for one in (*MEASURES, *figures)]
+    return names + [f"judge_{name}" for name in _MARKS]
+
+
 def measure_texts(sets: Sequence[StorySet]) -> list[MeasuredValues]:
     """Return the measures of `MEASURES`."""
     return [
