@@ -69,7 +69,9 @@ COMMANDS = {
     "export": Command(
         "tinystories_slm.export.exporters:export", f"{_ARGS}:ExportArgs", "native, gguf, onnx or custom form"
     ),
-    "push_to_hub": Command("tinystories_slm.hub.push:push", f"{_ARGS}:PushArgs", "publish a run on the Hub"),
+    "push_to_hub": Command(
+        "tinystories_slm.hub.steps:push_run", f"{_ARGS}:PushArgs", "publish a run on the Hub"
+    ),
     "report": Command(
         "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
     ),

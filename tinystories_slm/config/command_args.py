@@ -73,7 +73,7 @@ class GenerateArgs:
     """Generation loop: of transformers (hf), of this project (torch), or of this project with compiled CPU
     kernels (cpu); auto uses the last of these that supports the model, and the log names it."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     trust_remote_code: bool = False
     """Run the code in the model's folder if transformers has no class for the model."""
 
@@ -130,8 +130,8 @@ class EvaluateArgs:
     """Score causal language models on stories: loss, perplexity, bits per byte and accuracy."""
 
     model: list[str] | str
-    """Model folder (RUN/best) or Hub id of any causal language model; repeat it to compare several models, on
-    stories that none of them was trained on."""
+    """Model folder (RUN/best) or Hub id of any causal language model, or one at a revision (RUN@step512);
+    repeat it to compare several models, on stories that none of them was trained on."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None
@@ -164,7 +164,8 @@ class EvaluateArgs:
     validation_fraction: float | None = None
     """As `data.validation_fraction` of a run; null for that of the run on these data, else 0.05."""
     model_revision: str | None = None
-    """Branch, tag or commit of a Hub model, of each of several; null for the newest commit."""
+    """As `@REVISION` after the name of each model: a branch, tag or commit of a Hub model, or a kept step of
+    a run directory (`step512`); null for the newest commit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model; auto selects cuda, else mps, else cpu."""
     trust_remote_code: bool = False
@@ -217,7 +218,7 @@ class ExportArgs:
     """Copy the JavaScript libraries of the `onnx` page into the export with npm; without it the page loads
     them from jsdelivr.net."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
 
     def __post_init__(self) -> None:
         expand_home(self)
@@ -246,6 +247,8 @@ class PushArgs:
     """Tag for the commit (`v1`); an existing tag is never moved."""
     license: str | None = None
     """License of the model, by its identifier on the Hub (`mit`); null for none."""
+    all_steps: bool = False
+    """Also push each model in RUN/steps as a branch: `step512` of the optimizer step 512."""
     code_only: bool = False
     """Update only the model's code files in an existing repository, in one commit; weights, card and
     records stay. Use it if the published code is older than the installed transformers of its users."""
@@ -261,7 +264,7 @@ class PushArgs:
         if self.run is None and not self.code_only:
             raise UserError("run is missing; use --run RUN with a run directory")
         if self.code_only:
-            for name in ("run", "private", "format", "license"):
+            for name in ("run", "private", "format", "license", "all_steps"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise UserError(
                         f"{name} ({getattr(self, name)}) has no effect with code_only; remove one of them"
@@ -291,8 +294,10 @@ class ReportCardArgs:
 
     model: str
     """Model folder (RUN/best) or Hub id of any causal language model."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     baseline: list[str] = field(default_factory=list)
-    """Further models, measured in the same way; `--baseline M N`, or repeated."""
+    """Further models, measured in the same way; `--baseline M N@step512`, or repeated."""
     data: str | None = None
     """Stories to compare with, as for `evaluate`; null for what the model was trained on."""
     subset: str | None = None
@@ -428,7 +433,7 @@ class ModelDoctorArgs:
     model: str
     """Model folder (RUN/best, an export) or Hub id of any causal language model."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     trust_remote_code: bool = False
     """Run the model's own code; not needed for models trained here."""
     output: Path | None = None

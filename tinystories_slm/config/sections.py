@@ -20,8 +20,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.eval_stories",
     "train.eval_tasks",
     "train.save_every",
-    "train.keep_checkpoints",
-    "train.retention",
+    "train.keep",
     "train.on_hangup",
     "train.per_device_batch_size",
     "train.compile",
@@ -296,11 +295,11 @@ class CheckpointArgs:
 
     save_every: int = 200
     """Optimizer steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """Number of newest checkpoints that are kept."""
-    retention: str = "newest"
-    """Checkpoints that are kept beside the newest: `newest`: none; `all`: every one; `powers_of_two`: those
-    of steps 1, 2, 4, 8 and so on, which are saved in addition."""
+    keep: str = "newest:2"
+    """Steps that stay, as rules with commas between them. `newest:N`: the newest N checkpoints, which resume
+    the run (2 if not named). Each of the other rules keeps model folders such as steps/step_000512:
+    `every:N`; `log`: steps 0, 1, 2, 4, 8, ...; `all`: whenever a checkpoint is saved; `512`: that step.
+    `log:full` keeps the checkpoints of these steps too, to branch from."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
     checkpoint of another run directory branches off from it."""
@@ -310,7 +309,7 @@ class CheckpointArgs:
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
-        found = require_at_least(self, "train", save_every=1, keep_checkpoints=1)
+        found = require_at_least(self, "train", save_every=1)
         if self.resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", Path(self.resume).name):
             found.append(
                 f"train.resume ({self.resume}) must be auto, never, or a checkpoint such as "
@@ -373,6 +372,6 @@ def require_at_least(section: object, prefix: str, **minima: int) -> list[str]:
 
 def expand_home(section: Any) -> None:
     """Replace a leading `~` in every path of a frozen dataclass: a shell expands it in few places."""
-    for field in fields(section):
-        if isinstance(value := getattr(section, field.name), Path):
-            object.__setattr__(section, field.name, expand_user(value))
+    for item in fields(section):
+        if isinstance(value := getattr(section, item.name), Path):
+            object.__setattr__(section, item.name, expand_user(value))

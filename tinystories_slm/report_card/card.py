@@ -16,7 +16,7 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
-from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.model_folder import ModelReference, load_model_folder, resolve_model, weights_sha256
 from tinystories_slm.report_card.arena import bradley_terry, run_arena
 from tinystories_slm.report_card.estimates import estimate_difference, estimate_mean
 from tinystories_slm.report_card.grammar_check import entropy_distances
@@ -81,14 +81,15 @@ def _generate_sets(args: ReportCardArgs) -> tuple[list[StorySet], HeldOut]:
     sets: list[StorySet] = []
     held_out: HeldOut | None = None
     for name, model_id in zip(_display_names(models), models, strict=True):
-        model, tokenizer = _load(model_id, args)
+        reference = resolve_model(model_id, args.model_revision if held_out is None else None)
+        model, tokenizer = _load(reference, args)
         if held_out is None:
-            held_out = select_held_out(args, read_training_data(args.model, model.config))
+            held_out = select_held_out(args, read_training_data(reference.name, model.config))
         logger.info("generate %d stories with %s", args.num_stories, model_id)
         facts = {
             "id": name,
             "revision": getattr(model.config, "_commit_hash", None),
-            "weights_sha256": weights_sha256(expand_user(model_id)),
+            "weights_sha256": weights_sha256(expand_user(reference.name)),
             "num_parameters": model.num_parameters(),
         }
         stories = generate_stories(model, tokenizer, model_id, args)
@@ -115,8 +116,11 @@ def _arena(args: ReportCardArgs, sets: Sequence[StorySet]) -> dict[str, Any]:
     return {"arena": found}
 
 
-def _load(model: str, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model_folder(model, trust_remote_code=args.trust_remote_code, device=args.device)
+def _load(reference: ModelReference, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, revision = reference
+    return load_model_folder(
+        model, revision=revision, trust_remote_code=args.trust_remote_code, device=args.device
+    )
 
 
 def _require_packages(*modules: str) -> None:
@@ -137,8 +141,14 @@ def _display_names(models: Sequence[str]) -> list[str]:
         raise UserError(f"baseline ({models[-1]}): must differ from the other models; remove it")
     names = []
     for model in models:
-        path = Path(model)
-        name = "/".join(path.resolve().parts[-2:]) if path.exists() else model
+        path, folder = Path(model), Path(resolve_model(model).name)
+        if path.exists():
+            name = "/".join(path.resolve().parts[-2:])
+        elif folder.exists():  # RUN@step512
+            run, _, revision = model.rpartition("@")
+            name = f"{Path(run).resolve().name}@{revision}"
+        else:
+            name = model
         same = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names

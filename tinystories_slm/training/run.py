@@ -54,7 +54,7 @@ from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.restore import training_data_record
-from tinystories_slm.training.retention import retention_rule
+from tinystories_slm.training.retention import KeptSteps
 from tinystories_slm.training.run_folder import (
     check_resume,
     lock_run_dir,
@@ -194,9 +194,11 @@ class TrainingRun:
         """Return the model to evaluate and to save to best/ and last/, unsharded.
 
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
-        sharded model is gathered. Its configuration names the step.
+        sharded model is gathered. Its configuration names the step, and the decay of the average.
         """
         model = self.ema.model if self.ema else unsharded_copy(self.model)
+        if self.ema:
+            model.config.ema_decay = self.config.train.ema_decay
         model.config.training_step = self.progress.step
         return model
 
@@ -206,11 +208,22 @@ class TrainingRun:
 
     @property
     def should_save(self) -> bool:
-        """Whether to save at this step: by interval, by the retention rule, or at a request."""
-        args = self.config.train
+        """Whether to save at this step: by interval, by `train.keep`, or at a request."""
         requested = self.stop_agreed or self.save_agreed
-        is_kept_step = retention_rule(args.retention).saves(self.progress.step)
-        return self.is_due(args.save_every) or is_kept_step or requested
+        is_kept = self.kept_steps.saves_checkpoint(self.progress.step)
+        return self.is_due(self.config.train.save_every) or is_kept or requested
+
+    @property
+    def kept_steps(self) -> KeptSteps:
+        """The rules of `train.keep`."""
+        return KeptSteps.parse(self.config.train.keep)
+
+    @property
+    def keeps_step(self) -> bool:
+        """Whether the model of this step stays in steps/."""
+        step = self.progress.step
+        is_saved = step > 0 and self.is_due(self.config.train.save_every)
+        return self.kept_steps.keeps_model(step, is_saved=is_saved)
 
     def close(self) -> None:
         """Close the display and the recorder, and unlock the run directory."""
