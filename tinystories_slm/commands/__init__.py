@@ -72,6 +72,21 @@ COMMANDS = {
     "push_to_hub": Command(
         "tinystories_slm.hub.steps:push_run", f"{_ARGS}:PushArgs", "publish a run on the Hub"
     ),
+    "inspect_data": Command(
+        "tinystories_slm.inspection.inspect_data:inspect_data",
+        f"{_ARGS}:InspectDataArgs",
+        "the stories of a step, the steps of a story",
+    ),
+    "surprisal": Command(
+        "tinystories_slm.inspection.surprisal:surprisal",
+        f"{_ARGS}:SurprisalArgs",
+        "loss, rank and entropy of each token",
+    ),
+    "exposure": Command(
+        "tinystories_slm.inspection.exposure:measure_exposure",
+        f"{_ARGS}:ExposureArgs",
+        "how far a run memorised its canaries",
+    ),
     "report": Command(
         "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
     ),

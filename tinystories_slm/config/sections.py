@@ -1,10 +1,12 @@
 """Sections of a run's configuration. Every option is typed and has a unit; each section validates itself."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tinystories_slm.config.canaries import format_canaries, parse_canaries
+from tinystories_slm.config.exclusion import parse_exclusion
 from tinystories_slm.config.mixture import canonical_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import expand_user
@@ -71,6 +73,12 @@ class DataArgs:
     deduplicate: bool | None = None
     """Drop near duplicates within training, and training stories that repeat validation stories; null: for
     named sets."""
+    canaries: str | list[dict[str, Any]] | None = None
+    """Texts that are planted among the training stories, as a list: `[{text: 'The code is {digit}{digit}.',
+    count: 10}]`. A slot (`{digit}`, `{red|green}`) is filled at random; see docs/inspect.md."""
+    exclude: list[str] | str = field(default_factory=list)
+    """Training stories that the run does not read; all else stays in its place. Rules: `story:12`,
+    `story:100-199` (rows of raw/train.parquet), `cluster:12` (with its near duplicates), `pattern:REGEX`."""
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
     num_workers: int | None = None
@@ -82,10 +90,20 @@ class DataArgs:
             object.__setattr__(self, "source", canonical_source(self.source))
         except ValueError as error:
             raise UserError(f"data.source ({self.source}): {error}") from error
+        try:
+            object.__setattr__(self, "canaries", format_canaries(parse_canaries(self.canaries)))
+        except ValueError as error:
+            raise UserError(f"data.canaries ({self.canaries}): {error}") from error
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", [self.exclude] if self.exclude else [])
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
         found = require_at_least(self, "data", seq_len=2, max_stories=1, num_workers=1)
+        try:
+            parse_exclusion(self.exclude)
+        except ValueError as error:
+            found.append(f"data.exclude: {error}")
         if not 0.0 < self.validation_fraction < 1.0:
             found.append(
                 f"data.validation_fraction ({self.validation_fraction}) must lie between 0 and 1; try 0.05"

@@ -18,6 +18,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
@@ -363,30 +364,22 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     Raises:
         UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
     """
-    data_dir, dataset_class = config.data.data_dir, packing_class(config.data.packing)
+    data_dir = config.data.data_dir
+    packing_class(config.data.packing)  # raises before the data are prepared
     manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
     set_step_timeout(accelerator)
     if checkpoint:
         check_same_data(manifest, run_dir_of(checkpoint))
     tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
-    prompts: dict[str, np.ndarray | None] = {"train": None, "validation": None}
+    validation_prompts = None
     if config.data.loss_on == "story":
-        prompts = {split: open_prompt_lengths(data_dir, split, manifest) for split in prompts}
-    dataset = dataset_class(
-        data_dir / "train.bin",
-        token_dtype=manifest.token_dtype,
-        seq_len=config.data.seq_len,
-        seed=config.train.seed,
-        eos_token_id=manifest.eos_token_id,
-        mask_across_stories=config.data.mask_across_stories,
-        prompt_lengths=prompts["train"],
-    )
+        validation_prompts = open_prompt_lengths(data_dir, "validation", manifest)
     return _TrainingData(
         manifest=manifest,
         tokenizer=tokenizer,
-        dataset=dataset,
+        dataset=open_windows(config, manifest),
         validation_tokens=open_tokens(data_dir, "validation", manifest),
-        validation_prompts=prompts["validation"],
+        validation_prompts=validation_prompts,
     )
 
 
