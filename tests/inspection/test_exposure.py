@@ -1,4 +1,4 @@
-"""Exposure: the estimate against exact ranks, and a run that memorises a canary."""
+"""Exposure: the estimate against exact ranks, and a run that memorizes a canary."""
 
 import json
 import math

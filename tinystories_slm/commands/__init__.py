@@ -85,7 +85,7 @@ COMMANDS = {
     "exposure": Command(
         "tinystories_slm.inspection.exposure:measure_exposure",
         f"{_ARGS}:ExposureArgs",
-        "how far a run memorised its canaries",
+        "how far a run memorized its canaries",
     ),
     "report": Command(
         "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"

@@ -254,7 +254,7 @@ class SurprisalArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureArgs:
-    """Measure how far a run memorised its canaries (`data.canaries`) at each kept step."""
+    """Measure how far a run memorized its canaries (`data.canaries`) at each kept step."""
 
     run: Path
     """Run directory; the models in steps/ (`train.keep`) and last/ are measured."""

@@ -1,8 +1,8 @@
-"""The `exposure` command: how far a run memorised its canaries (`data.canaries`), by step.
+"""The `exposure` command: how far a run memorized its canaries (`data.canaries`), by step.
 
 The exposure of a canary is log2 of the number of fillings of its template, minus log2 of the rank of its loss
 among theirs (Carlini et al., "The Secret Sharer", USENIX Security 2019, arXiv 1802.08232). A canary that was
-not memorised has 1.44 bits on average; one with the lowest loss of all has log2 of their number.
+not memorized has 1.44 bits on average; one with the lowest loss of all has log2 of their number.
 """
 
 import json

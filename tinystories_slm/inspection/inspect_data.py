@@ -44,9 +44,9 @@ def inspect_data(args: InspectDataArgs) -> dict[str, Any]:
 
 def describe_step(run: RunData, step: int) -> dict[str, Any]:
     """Return the windows of optimizer step `step`, from 1: token ids, text, and the parts of stories."""
-    batch = run.batch(step)
+    batch, all_parts = run.batch(step), run.parts(step)
     windows = []
-    for row, parts in enumerate(run.parts(step)):
+    for row, parts in enumerate(all_parts):
         window: dict[str, Any] = {
             "row": row,
             "parts": [asdict(part) for part in parts],
@@ -58,7 +58,7 @@ def describe_step(run: RunData, step: int) -> dict[str, Any]:
         if batch.position_ids is not None:
             window["position_ids"] = batch.position_ids[row].tolist()
         windows.append(window)
-    read = {part.story for parts in run.parts(step) for part in parts if part.has_text}
+    read = {part.story for parts in all_parts for part in parts if part.has_text}
     return {
         "step": step,
         "data_dir": str(run.config.data.data_dir),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +153,12 @@ class RunData:
             rows = np.arange(start, min(start + _BLOCK_ROWS, num_rows))
             positions = self.dataset.positions(rows)
             found = (is_wanted[np.searchsorted(ends, positions)] & (positions != PADDING)).any(axis=1)
-            for row in rows[found].tolist():
-                step, in_batch = row // self.batch_size + 1, row % self.batch_size
-                for part in self.parts(step)[in_batch]:
-                    if is_wanted[part.story] and part.has_text:
-                        yield step, in_batch, part
+            for step, of_step in groupby(rows[found].tolist(), key=lambda row: row // self.batch_size + 1):
+                parts = self.parts(step)
+                for row in of_step:
+                    in_batch = row % self.batch_size
+                    wanted = (part for part in parts[in_batch] if is_wanted[part.story] and part.has_text)
+                    yield from ((step, in_batch, part) for part in wanted)
 
 
 def _num_finished_steps(path: Path) -> int:
