@@ -23,9 +23,9 @@ from tinystories_slm.hub.card import write_card
 from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.training.checkpoints import read_progress
 from tinystories_slm.training.optimizers import OPTIMIZERS, optimizer_spec
-from tinystories_slm.training.retention import RETENTION_RULES, retention_rule
+from tinystories_slm.training.retention import KEEP_RULES, KeptSteps
 
-REGISTRIES = [SOURCES, OPTIMIZERS, PACKINGS, EVAL_TASKS, RETENTION_RULES, EXPORT_FORMATS]
+REGISTRIES = [SOURCES, OPTIMIZERS, PACKINGS, EVAL_TASKS, KEEP_RULES, EXPORT_FORMATS]
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch, restored_regi
 
     run_dir = tmp_path / "runs/extended"
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-    assert str(kept) in text and len(kept) == 3
+    assert str(kept) in text and len(kept) == 2
+    models = sorted(int(path.name.removeprefix("step_")) for path in (run_dir / "steps").iterdir())
+    assert str(models) in text and len(models) == 7
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     [words] = [line["val/words"] for line in lines if "val/words" in line]
     assert words >= 4  # the prompt alone has four
@@ -118,7 +120,7 @@ def test_labels_of_unequal_number_are_weighted_by_token(tiny_run, restored_regis
     [
         (optimizer_spec, r"train.optimizer \(x\): must be one of adamw, muon"),
         (packing_class, r"data.packing \(x\): must be one of contiguous, document, best_fit"),
-        (retention_rule, r"train.retention \(x\): must be one of newest, all, powers_of_two"),
+        (KeptSteps.parse, r"train.keep \(x\): x must be newest:N, every:N, log, all, or a step such as 512"),
         (
             lambda name: parse_task_names(f"ended,{name}", "train.eval_tasks"),
             r"train.eval_tasks \(x\): must be among ended, grammar",
@@ -133,7 +135,7 @@ def test_unknown_names_list_the_known_ones(find, message):
 def test_a_run_with_an_unknown_name_writes_nothing(tiny_run):
     from tinystories_slm.training.loop import train
 
-    for option in ("train.optimizer", "data.packing", "train.retention", "train.eval_tasks"):
+    for option in ("train.optimizer", "data.packing", "train.keep", "train.eval_tasks"):
         config = tiny_run(f"--{option}", "adamm")
         with pytest.raises(UserError, match=rf"{option} \(adamm\)"):
             train(config)

@@ -296,6 +296,8 @@ def test_disk_bytes_counts_weights_and_optimizer_state():
     assert disk.checkpoint == pytest.approx(12 * num_parameters(config), rel=0.01)
     # Three checkpoints (one of them being written) and two model folders.
     assert disk.run_folder == pytest.approx((3 * 12 + 2 * 4) * num_parameters(config), rel=0.02)
+    kept = disk_bytes(config, optimizer_bytes=8 * num_parameters(config), num_checkpoints=2, num_models=5)
+    assert kept.run_folder - disk.run_folder == 5 * disk.model_folder
     muon = disk_bytes(config, optimizer_bytes=OPTIMIZERS["muon"].state_bytes(config), num_checkpoints=2)
     assert muon.checkpoint < 0.8 * disk.checkpoint
     averaged = disk_bytes(

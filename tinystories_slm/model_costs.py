@@ -190,21 +190,29 @@ class Disk:
 
     checkpoint: int
     """One directory of checkpoints/."""
+    model_folder: int
+    """best/, last/, or one directory of steps/."""
     run_folder: int
-    """The run directory at its largest: the kept checkpoints, one being written, best/ and last/."""
+    """The run directory at its largest: the kept checkpoints, one being written, best/, last/ and steps/."""
 
 
 def disk_bytes(
-    config: TinyStoriesConfig, *, optimizer_bytes: int, num_checkpoints: int, averaged: bool = False
+    config: TinyStoriesConfig,
+    *,
+    optimizer_bytes: int,
+    num_checkpoints: int,
+    num_models: int = 0,
+    averaged: bool = False,
 ) -> Disk:
     """Expected size of a checkpoint and of the run directory.
 
-    A checkpoint takes 4 P (8 P if averaged) and the optimizer's state; `num_checkpoints` of them are kept. A
-    model folder takes 4 P and its tokenizer, about 60 bytes an entry. Each also counts half a megabyte for
-    its small files.
+    A checkpoint takes 4 P (8 P if averaged) and the optimizer's state; `num_checkpoints` of them are kept,
+    and `num_models` model folders beside best/ and last/. A model folder takes 4 P and its tokenizer, about
+    60 bytes an entry. Each also counts half a megabyte for its small files.
     """
     weights = 4 * num_parameters(config) + _FOLDER_BYTES
     checkpoint = weights + optimizer_bytes
     checkpoint += 4 * num_parameters(config) if averaged else 0
     model_folder = weights + _BYTES_PER_TOKENIZER_ENTRY * config.vocab_size
-    return Disk(checkpoint, (num_checkpoints + 1) * checkpoint + 2 * model_folder)
+    run_folder = (num_checkpoints + 1) * checkpoint + (num_models + 2) * model_folder
+    return Disk(checkpoint, model_folder, run_folder)

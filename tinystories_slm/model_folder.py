@@ -2,11 +2,12 @@
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -36,6 +37,51 @@ MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".py")
 # `save_pretrained` then copies the model code next to the weights and registers it in config.json.
 TinyStoriesConfig.register_for_auto_class()
 TinyStoriesForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+
+class ModelReference(NamedTuple):
+    """A model folder, or a Hub id at a revision."""
+
+    name: str
+    """Path of the folder, or Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id; None for its newest commit."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the name is a path."""
+        return self.name.startswith((".", "/", "~")) or Path(self.name).exists()
+
+
+def resolve_model(model: str, revision: str | None = None) -> ModelReference:
+    """Return what `model`, or `model` and `revision`, name; every command resolves its models here.
+
+    `USER/NAME@step512` is the Hub id `USER/NAME` at revision `step512`. `RUN@step512`, or `RUN` with the
+    revision `step512`, is the folder `RUN/steps/step_000512` of a run directory.
+
+    Raises:
+        UserError: there are two revisions, or the run did not keep this step.
+    """
+    name, at, named = model.rpartition("@")
+    if at and name and named and not expand_user(model).exists():
+        if revision is not None:
+            raise UserError(f"revision ({revision}): {model} names a revision, too; remove one of them")
+        model, revision = name, named
+    run = expand_user(model)
+    if revision is None or not (run / "config.yaml").is_file():
+        return ModelReference(model, revision)
+    step = re.fullmatch(r"step_?(\d+)", revision)
+    folder = step_folder(run, int(step[1])) if step else run / revision
+    if not (folder / "config.json").is_file():
+        kept = sorted(int(path.name.removeprefix("step_")) for path in (run / "steps").glob("step_*[0-9]"))
+        found = ", ".join(f"step{number}" for number in kept) or "no steps (train with --train.keep log)"
+        raise UserError(f"revision ({revision}): {model} has kept {found}; use one of them, best or last")
+    return ModelReference(str(folder))
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Return the model folder of one optimizer step in the run directory `run`."""
+    return run / "steps" / f"step_{step:06d}"
 
 
 def save_model_folder(
@@ -113,8 +159,8 @@ def load_model_folder(
     of their code.
 
     Args:
-        model: Folder or Hub id.
-        revision: Branch, tag or commit of a Hub model; None for its newest commit.
+        model: Folder or Hub id, or one with a revision, as for `resolve_model`.
+        revision: Branch, tag or commit of a Hub model (None for its newest commit), or a kept step of a run.
         trust_remote_code: Run the code in the folder or repository.
         device: Device of the model; None or `auto` for the best available one.
         dtype: Type of the weights.
@@ -125,7 +171,9 @@ def load_model_folder(
             available.
     """
     device = resolve_device(device)
-    if model.startswith((".", "/", "~")) or Path(model).exists():
+    reference = resolve_model(model, revision)
+    model, revision = reference
+    if reference.is_local:
         model, pinned = _local_folder(model, revision), {}
     else:
         pinned = _pinned_revision(model, revision)
@@ -165,7 +213,8 @@ def _local_folder(model: str, revision: str | None) -> str:
     path = expand_user(model)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"model {model!r} is not a model folder: it has no config.json; use RUN/best of a finished run"
+            f"model {model!r} is not a model folder: it has no config.json; use RUN/best of a finished run, "
+            "or RUN@step512"
         )
     check_regular_files(path, MODEL_SUFFIXES)
     if revision is not None:

@@ -16,6 +16,7 @@ from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
 from tinystories_slm.training.checkpoints import read_progress
+from tinystories_slm.training.retention import KeptSteps
 
 # Earlier option and value; section, field and value now.
 EARLIER = [
@@ -31,6 +32,24 @@ EARLIER = [
     ("train.momentum", "0.8", "train", "muon_momentum", 0.8),
     ("train.ns_steps", "3", "train", "muon_ns_steps", 3),
 ]
+
+
+def test_earlier_options_that_are_one_now_are_joined(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "config.yaml"
+    for text in (
+        "train:\n  save_every: 9\n  keep_checkpoints: 3  # three\n  retention: all\n  lr: 0.5\n",
+        "train: {save_every: 9, retention: all, lr: 0.5, keep_checkpoints: 3}\n",
+    ):
+        path.write_text(text)
+        train = parse_config(["--config", str(path)]).train
+        assert (train.keep, train.save_every, train.lr) == ("newest:3,all:full", 9, 0.5)
+    assert "train.keep_checkpoints=3, train.retention=all is now train.keep=newest:3,all:full" in caplog.text
+    flags = ["--train.retention", "powers_of_two", "--train.lr=0.5", "--train.keep_checkpoints=1"]
+    assert parse_config(flags).train.keep == "newest:1,log:full"
+    path.write_text("train:\n  keep_checkpoints: 2\n  retention: newest\n")  # of every earlier run
+    assert parse_config(["--config", str(path)]).train.keep == "newest:2"
+    assert not KeptSteps.parse(parse_config(["--train.retention=newest"]).train.keep).rules
 
 
 def test_every_renamed_option_is_in_the_table_of_this_test():

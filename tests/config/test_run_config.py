@@ -195,6 +195,9 @@ def test_help_states_defaults_and_units(script):
         "report.py": "Run directory",
         "export.py": "Type of the weights in `gguf`",
         "push_to_hub.py": "List every file with its size",
+        "inspect_data.py": "Optimizer step, from 1",
+        "surprisal.py": "Number of stories to score",
+        "exposure.py": "Other fillings with which",
         "report_card.py": "Sample from the top_k most probable tokens",
     }
     assert expected.get(script, "Optimizer steps of linear warm-up") in " ".join(done.stdout.split())

@@ -225,11 +225,14 @@ def test_check_memory_recommends_a_micro_batch_that_fits(monkeypatch):
 
 
 def test_check_disk_reports_too_little_space(monkeypatch):
-    config = debug_config("--train.keep_checkpoints", "20", "--train.save_every", "1")
+    config = debug_config("--train.keep", "newest:20,log", "--train.save_every", "1")
     monkeypatch.setattr(resources, "free_disk", lambda folder: 5_000_000)
-    [diagnostic] = resources.check_disk(config)
+    [diagnostic] = resources.check_disk(config, CPU, "no")
     assert diagnostic.verdict == "PROBLEM" and "5.0 MB free" in diagnostic.text
-    assert "--output_dir on another disk" in diagnostic.remedy and "keep_checkpoints 1" in diagnostic.remedy
+    assert "20 checkpoints of" in diagnostic.text and "6 model folders of" in diagnostic.text
+    assert (
+        "--output_dir on another disk" in diagnostic.remedy and "--train.keep newest:1" in diagnostic.remedy
+    )
 
 
 def test_check_run_dir_reports_another_run_and_no_write_access(tmp_path):

@@ -70,12 +70,12 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, title: str, files: dict[str, File]) -> Commit:
-        parent = self.branches.get("main", "")
+    def commit(self, title: str, files: dict[str, File], branch: str = "main") -> Commit:
+        parent = self.branches.get(branch, "")
         tree = "".join(f"{path} {file.oid}\n" for path, file in sorted(files.items()))
         oid = hashlib.sha1(f"{parent}\n{title}\n{tree}".encode()).hexdigest()
         self.commits[oid] = Commit(oid, title, files)
-        self.branches["main"] = oid
+        self.branches[branch] = oid
         return self.commits[oid]
 
     def at(self, revision: str) -> Commit:
@@ -154,6 +154,7 @@ _ROUTES = [
     ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
     ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
     ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
+    ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "branch"),
     ("DELETE", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "untag"),
     ("POST", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
     ("GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
@@ -324,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files.pop(value["path"], None)
         if "README.md" in files and (errors := metadata_errors(files["README.md"].data.decode())):
             raise HttpError(400, "; ".join(errors))
-        commit = repository.commit(header["summary"], files)
+        commit = repository.commit(header["summary"], files, branch=rev)
         return {
             "success": True,
             "commitOid": commit.oid,
@@ -344,6 +345,13 @@ class _Handler(BaseHTTPRequestHandler):
         if name in repository.tags:
             raise HttpError(409, "Tag reference exists already")
         repository.tags[name] = repository.at(rev).oid
+        return {}
+
+    def _branch(self, repo: str, rev: str, body: bytes, **_) -> dict:
+        repository = self._writable_repository(repo)
+        if rev in repository.branches:
+            raise HttpError(409, "Branch reference exists already")
+        repository.branches[rev] = repository.at(json.loads(body).get("startingPoint", "main")).oid
         return {}
 
     def _untag(self, repo: str, rev: str, **_) -> dict:

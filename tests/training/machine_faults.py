@@ -31,7 +31,7 @@ def main(config_path: str, folder: str) -> None:
 
 def _full_disk(config: RunConfig, folder: Path) -> dict:
     # All checkpoints are kept, so that they fill the disk.
-    error = _error_of(_with(config, keep_checkpoints=100))
+    error = _error_of(_with(config, keep="newest:100"))
     found = checkpoints(config.output_dir)
     intact = [path.name for path in found if verify_checkpoint(path) is None]
     with contextlib.suppress(OSError), (folder / "rest").open("wb", buffering=0) as rest:

@@ -76,7 +76,7 @@ def test_damaged_checkpoint_does_not_push_out_valid_ones(tiny_run, monkeypatch):
     monkeypatch.setattr(loop, "train_step", interrupted_step)
     for keep, expected_steps in ((2, [8, 9]), (1, [10])):
         with pytest.raises(TrainingInterrupted):
-            train(tiny_run("--train.keep_checkpoints", str(keep)))
+            train(tiny_run("--train.keep", f"newest:{keep}"))
         assert [checkpoint_step(folder) for folder in checkpoints(run_dir)] == expected_steps
 
 

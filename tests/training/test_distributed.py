@@ -159,7 +159,7 @@ def test_error_of_any_process_is_logged(tiny_run, tmp_path, fault):
 
 
 def test_run_of_one_process_resumes_with_two(tiny_run, tmp_path):
-    config = tiny_run("--train.per_device_batch_size", "4", "--train.keep_checkpoints", "3")
+    config = tiny_run("--train.per_device_batch_size", "4", "--train.keep", "newest:3")
     whole = curves(train(config))
     for step in (8, 12):
         shutil.rmtree(config.output_dir / "checkpoints" / f"step_{step:06d}")

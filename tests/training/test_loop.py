@@ -71,7 +71,7 @@ def test_evaluation_tasks_read_the_validation_stories(tiny_run, monkeypatch):
 def test_best_is_the_model_of_the_lowest_validation_loss(tiny_run, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr("tinystories_slm.training.loop.validation_loss", lambda *_: next(losses))
-    run_dir = train(tiny_run("--train.keep_checkpoints", "3"))
+    run_dir = train(tiny_run("--train.keep", "newest:3"))
     progress = read_progress(run_dir / "checkpoints" / "step_000012")
 
     assert (progress.best_step, progress.best_loss) == (8, 1.0)

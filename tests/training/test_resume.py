@@ -243,9 +243,9 @@ def test_kernels_and_attention_may_change_on_resume(option, tiny_run, monkeypatc
 
 
 def test_branch_continues_a_checkpoint_of_another_run(tiny_run):
-    trunk = train(tiny_run("--train.keep_checkpoints", "3", name="trunk"))
+    trunk = train(tiny_run("--train.keep", "newest:3", name="trunk"))
     checkpoint = trunk / "checkpoints" / "step_000004"
-    config = tiny_run("--train.resume", str(checkpoint), "--train.keep_checkpoints", "3", name="branch")
+    config = tiny_run("--train.resume", str(checkpoint), "--train.keep", "newest:3", name="branch")
     branch = train(config)
 
     assert_same_run(trunk, branch)

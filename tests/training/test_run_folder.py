@@ -76,8 +76,8 @@ def test_models_without_checkpoints_are_not_overwritten(tiny_run):
 
 
 def test_deleted_best_of_a_stopped_run_is_written_again(tiny_run, monkeypatch, caplog, fault):
-    whole = train(tiny_run("--train.keep_checkpoints", "9", name="whole"))
-    config = tiny_run("--train.keep_checkpoints", "9")
+    whole = train(tiny_run("--train.keep", "newest:9", name="whole"))
+    config = tiny_run("--train.keep", "newest:9")
     worse = (evaluation_loss for evaluation_loss in (5.0, 6.0, 7.0))
     monkeypatch.setattr(loop, "validation_loss", lambda *_: next(worse))  # best/ is of step 4
     with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {10: signal.SIGTERM}):
@@ -97,7 +97,7 @@ def test_deleted_best_of_a_stopped_run_is_written_again(tiny_run, monkeypatch, c
 def test_deleted_best_without_its_checkpoint_is_replaced_by_the_next_evaluation(
     tiny_run, monkeypatch, caplog
 ):
-    config = tiny_run("--train.keep_checkpoints", "1")
+    config = tiny_run("--train.keep", "newest:1")
     worse = (evaluation_loss for evaluation_loss in (5.0, 6.0, 7.0))
     monkeypatch.setattr(loop, "validation_loss", lambda *_: next(worse))
     with pytest.raises(TrainingInterrupted), send_signals(monkeypatch, {10: signal.SIGTERM}):

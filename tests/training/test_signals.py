@@ -105,7 +105,7 @@ def test_sigusr2_and_sigxcpu_save_as_sigterm_does(tiny_run, monkeypatch, fault):
 
 
 def test_sighup_saves_and_the_run_goes_on_or_stops(tiny_run, monkeypatch, capfd):
-    flags = ("--train.keep_checkpoints", "9")
+    flags = ("--train.keep", "newest:9")
     with send_signals(monkeypatch, {3: signal.SIGHUP, 7: signal.SIGHUP}):
         goes_on = train(tiny_run(*flags))
     assert [int(path.name[5:]) for path in checkpoints(goes_on)] == [3, 4, 7, 8, 12]

@@ -81,7 +81,24 @@ COMMANDS = {
     "export": Command(
         "tinystories_slm.export.exporters:export", f"{_ARGS}:ExportArgs", "native, gguf, onnx or custom form"
     ),
-    "push_to_hub": Command("tinystories_slm.hub.push:push", f"{_ARGS}:PushArgs", "publish a run on the Hub"),
+    "push_to_hub": Command(
+        "tinystories_slm.hub.steps:push_run", f"{_ARGS}:PushArgs", "publish a run on the Hub"
+    ),
+    "inspect_data": Command(
+        "tinystories_slm.inspection.inspect_data:inspect_data",
+        f"{_ARGS}:InspectDataArgs",
+        "the stories of a step, the steps of a story",
+    ),
+    "surprisal": Command(
+        "tinystories_slm.inspection.surprisal:surprisal",
+        f"{_ARGS}:SurprisalArgs",
+        "loss, rank and entropy of each token",
+    ),
+    "exposure": Command(
+        "tinystories_slm.inspection.exposure:measure_exposure",
+        f"{_ARGS}:ExposureArgs",
+        "how far a run memorized its canaries",
+    ),
     "report": Command(
         "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
     ),

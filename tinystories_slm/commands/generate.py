@@ -22,7 +22,7 @@ from tinystories_slm.generation.prompts import block_prompt, default_prompt, rea
 from tinystories_slm.generation.request import GenerationRequest
 from tinystories_slm.io.atomic import atomic_write, write_output
 from tinystories_slm.io.file_errors import expand_user, translate_write_errors
-from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.model_folder import load_model_folder, resolve_model, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def generate(args: GenerateArgs) -> list[GenerationResult]:
     # A generator: a list of 10^12 requests would not fit into memory.
     requests = (replace(request, seed=seed) for request in prepared for seed in seeds)
     print_results = _print_stream if args.stream else _print_batch
-    weights = weights_sha256(expand_user(args.model)) if args.output is not None else None
+    folder = resolve_model(args.model, args.revision).name
+    weights = weights_sha256(expand_user(folder)) if args.output is not None else None
     results = []
     with (
         _open_output(args.output) as file,

@@ -73,7 +73,7 @@ class GenerateArgs:
     """Generation loop: of transformers (hf), of this project (torch), or of this project with compiled CPU
     kernels (cpu); auto uses the last of these that supports the model, and the log names it."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     trust_remote_code: bool = False
     """Run the code in the model's folder if transformers has no class for the model."""
 
@@ -130,8 +130,8 @@ class EvaluateArgs:
     """Score causal language models on stories: loss, perplexity, bits per byte and accuracy."""
 
     model: list[str] | str
-    """Model folder (RUN/best) or Hub id of any causal language model; several (`--model M N`, or repeated)
-    are compared, on stories that none of them was trained on."""
+    """Model folder (RUN/best) or Hub id of any causal language model, or one at a revision (RUN@step512);
+    several (`--model M N`, or repeated) are compared, on stories that none of them was trained on."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None
@@ -164,7 +164,8 @@ class EvaluateArgs:
     validation_fraction: float | None = None
     """As `data.validation_fraction` of a run; null for that of the run on these data, else 0.05."""
     model_revision: str | None = None
-    """Branch, tag or commit of a Hub model, of each of several; null for the newest commit."""
+    """As `@REVISION` after the name of each model: a branch, tag or commit of a Hub model, or a kept step of
+    a run directory (`step512`); null for the newest commit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model; auto selects cuda, else mps, else cpu."""
     trust_remote_code: bool = False
@@ -198,6 +199,84 @@ class EvaluateArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SurprisalArgs:
+    """Write loss, rank and entropy of each token of stories under a causal language model, as parquet.
+
+    The stories, their start and end, and the windows of long ones are those of `evaluate`.
+    """
+
+    model: str
+    """Model folder (RUN/best) or Hub id of any causal language model, or one at a revision (RUN@step512)."""
+    data: str
+    """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
+    subset: str | None = None
+    """Configuration of a Hub dataset, or of a folder whose README.md lists several; null for the default."""
+    split: str = "validation"
+    """Split of the data, as for `evaluate`."""
+    max_stories: int | None = None
+    """Number of stories to score, from the start of the split; null for all."""
+    text_column: str = "text"
+    """Column (parquet, CSV) or key (JSON) that holds the story."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; null for its newest commit."""
+    output: Path = Path("surprisal.parquet")
+    """File to write, with a row for each token. An interrupted command continues it."""
+    plot_story: int | None = None
+    """Story, from 0, that is drawn with its surprisal, in an HTML page beside `output`; null for none."""
+    batch_size: int = 32
+    """Windows per forward pass; changes speed and memory, and the scores by rounding errors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster on a GPU and changes the scores slightly."""
+    end_token: Literal["auto", "scored", "unscored"] = "auto"
+    """Whether the model's end token is scored after each story, as for `evaluate`."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; auto selects cuda, else mps, else cpu."""
+    trust_remote_code: bool = False
+    """Run the model's own code if transformers has no class for it."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        for name, minimum in (("batch_size", 1), ("max_stories", 1), ("plot_story", 0)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"{name} ({value}) must be at least {minimum}")
+        if self.output.suffix.lower() != ".parquet" or self.output.is_dir():
+            raise UserError(
+                f"output ({self.output}): must end in .parquet; use one such as surprisal.parquet"
+            )
+        if not self.output.parent.is_dir():
+            raise UserError(
+                f"output ({self.output}) is in a folder that does not exist; create {self.output.parent}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureArgs:
+    """Measure how far a run memorized its canaries (`data.canaries`) at each kept step."""
+
+    run: Path
+    """Run directory; the models in steps/ (`train.keep`) and last/ are measured."""
+    num_alternatives: int = 1000
+    """Other fillings with which the loss of a canary is compared, at most; all of them give an exact rank."""
+    seed: int = 0
+    """Seed of the choice of alternatives."""
+    output: Path | None = None
+    """JSON file for the result; null for RUN/exposure.json."""
+    batch_size: int = 128
+    """Texts per forward pass; changes speed and memory, and the scores by rounding errors."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; auto selects cuda, else mps, else cpu."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        for name, minimum in (("num_alternatives", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name} ({getattr(self, name)}) must be at least {minimum}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportArgs:
     """Export a trained model to a format of other tools, and check that it computes the same."""
 
@@ -217,7 +296,7 @@ class ExportArgs:
     """Copy the JavaScript libraries of the `onnx` page into the export with npm; without it the page loads
     them from jsdelivr.net."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
 
     def __post_init__(self) -> None:
         expand_home(self)
@@ -246,6 +325,8 @@ class PushArgs:
     """Tag for the commit (`v1`); an existing tag is never moved."""
     license: str | None = None
     """License of the model, by its identifier on the Hub (`mit`); null for none."""
+    all_steps: bool = False
+    """Also push each model in RUN/steps as a branch: `step512` of the optimizer step 512."""
     code_only: bool = False
     """Update only the model's code files in an existing repository, in one commit; weights, card and
     records stay. Use it if the published code is older than the installed transformers of its users."""
@@ -261,7 +342,7 @@ class PushArgs:
         if self.run is None and not self.code_only:
             raise UserError("run is missing; use --run RUN with a run directory")
         if self.code_only:
-            for name in ("run", "private", "format", "license"):
+            for name in ("run", "private", "format", "license", "all_steps"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise UserError(
                         f"{name} ({getattr(self, name)}) has no effect with code_only; remove one of them"
@@ -291,8 +372,10 @@ class ReportCardArgs:
 
     model: str
     """Model folder (RUN/best) or Hub id of any causal language model."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     baseline: list[str] = field(default_factory=list)
-    """Further models, measured in the same way; `--baseline M N`, or repeated."""
+    """Further models, measured in the same way; `--baseline M N@step512`, or repeated."""
     data: str | None = None
     """Stories to compare with, as for `evaluate`; null for what the model was trained on."""
     subset: str | None = None
@@ -461,6 +544,34 @@ class DemoArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectDataArgs:
+    """Show the windows that an optimizer step read, or every step that read a story."""
+
+    run: Path
+    """Run directory; its prepared data must still be in `data.data_dir`."""
+    step: int | None = None
+    """Optimizer step, from 1, whose windows are shown."""
+    story: int | None = None
+    """Training story, by its row in `data.data_dir`/raw/train.parquet, from 0, whose steps are listed."""
+    text: str | None = None
+    """Text; the steps of each training story that contains it are listed."""
+    output: Path | None = None
+    """JSON file for the result; null for none."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        given = [name for name in ("step", "story", "text") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"step, story, text ({', '.join(given) or 'none'}): exactly one must be set; use --step 1"
+            )
+        if self.story is not None and self.story < 0:
+            raise UserError(f"story ({self.story}): must be at least 0")
+        if self.text == "":
+            raise UserError("text (''): must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorArgs(RunConfig):
     """Check a configuration on this machine, without training, downloading or writing anything.
 
@@ -482,7 +593,7 @@ class ModelDoctorArgs:
     model: str
     """Model folder (RUN/best, an export) or Hub id of any causal language model."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     trust_remote_code: bool = False
     """Run the model's own code; not needed for models trained here."""
     output: Path | None = None

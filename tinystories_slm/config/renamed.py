@@ -20,9 +20,17 @@ RENAMED_OPTIONS: dict[str, tuple[str, Mapping[str, str]]] = {
     "decoding": ("backend", {"plain": "hf", "native": "cpu"}),
 }
 
+# Earlier options whose values, joined with commas, are the value of one option: earlier name -> name, and
+# template of the value or earlier value -> value.
+JOINED_OPTIONS: dict[str, tuple[str, str | Mapping[str, str]]] = {
+    "train.keep_checkpoints": ("train.keep", "newest:{}"),
+    "train.retention": ("train.keep", {"newest": "", "all": "all:full", "powers_of_two": "log:full"}),
+}
+
 
 def rename_flags(argv: Sequence[str], renamed: Mapping[str, tuple[str, Mapping[str, str]]]) -> list[str]:
     """Return `argv` with earlier option names and values replaced; one line is logged for each."""
+    argv = _join_flags(argv)
     current: list[str] = []
     expects_value_of: str | None = None
     for arg in argv:
@@ -54,6 +62,7 @@ def rename_in_yaml(text: str, renamed: Mapping[str, tuple[str, Mapping[str, str]
         return text
     edits: list[tuple[int, int, str]] = []
     _collect_edits(root, "", renamed, edits)
+    _collect_joins(root, "", edits)
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
     return text
@@ -76,6 +85,53 @@ def _collect_edits(
             if (new_value := _rename_value(name, value.value, renamed)) != value.value:
                 edits.append((value.start_mark.index, value.end_mark.index, new_value))
         _collect_edits(value, f"{name}.", renamed, edits)
+
+
+def _join_flags(argv: Sequence[str]) -> list[str]:
+    """Replace the flags of `JOINED_OPTIONS` by one flag for each new option, before the other flags."""
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    values = iter(argv)
+    for arg in values:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in JOINED_OPTIONS and (equals or (value := next(values, None))):
+            found[name] = value
+        else:
+            rest.append(arg)
+    return [f"--{name}={value}" for name, value in _join_values(found).items()] + rest
+
+
+def _collect_joins(node: yaml.Node | None, prefix: str, edits: list[tuple[int, int, str]]) -> None:
+    """Replace each of the `JOINED_OPTIONS` in a mapping by the new option with the joined value.
+
+    The same line may then occur twice, which YAML allows.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        return
+    pairs = [(f"{prefix}{key.value}", key, value) for key, value in node.value]
+    earlier = [pair for pair in pairs if pair[0] in JOINED_OPTIONS and isinstance(pair[2], yaml.ScalarNode)]
+    joined = _join_values({name: value.value for name, _, value in earlier})
+    for name, key, value in earlier:
+        new = JOINED_OPTIONS[name][0]
+        edits.append((key.start_mark.index, key.end_mark.index, new.rpartition(".")[2]))
+        edits.append((value.start_mark.index, value.end_mark.index, f'"{joined[new]}"'))
+    for name, _, value in pairs:
+        _collect_joins(value, f"{name}.", edits)
+
+
+def _join_values(found: Mapping[str, str]) -> dict[str, str]:
+    """Return the new options for the values of earlier ones, and log one line for each new option."""
+    parts: dict[str, list[str]] = {}
+    for name, (new, values) in JOINED_OPTIONS.items():
+        if name in found:
+            value = found[name]
+            value = values.format(value) if isinstance(values, str) else values.get(value, value)
+            parts.setdefault(new, []).append(value)
+    joined = {new: ",".join(filter(None, values)) for new, values in parts.items()}
+    for new, value in joined.items():
+        earlier = ", ".join(f"{name}={found[name]}" for name in JOINED_OPTIONS if name in found)
+        logger.info("%s is now %s=%s", earlier, new, value or "(its default)")
+    return joined
 
 
 def _rename_value(name: str, value: str, renamed: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:

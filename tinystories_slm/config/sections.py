@@ -1,10 +1,12 @@
 """Sections of a run's configuration. Every option is typed and has a unit; each section validates itself."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tinystories_slm.config.canaries import format_canaries, parse_canaries
+from tinystories_slm.config.exclusion import parse_exclusion
 from tinystories_slm.config.mixture import canonical_source
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import expand_user
@@ -20,8 +22,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.eval_stories",
     "train.eval_tasks",
     "train.save_every",
-    "train.keep_checkpoints",
-    "train.retention",
+    "train.keep",
     "train.on_hangup",
     "train.per_device_batch_size",
     "train.compile",
@@ -73,6 +74,12 @@ class DataArgs:
     deduplicate: bool | None = None
     """Drop near duplicates within training, and training stories that repeat validation stories; null: for
     named sets."""
+    canaries: str | list[dict[str, Any]] | None = None
+    """Texts that are planted among the training stories, as a list: `[{text: 'The code is {digit}{digit}.',
+    count: 10}]`. A slot (`{digit}`, `{red|green}`) is filled at random; see docs/inspect.md."""
+    exclude: list[str] | str = field(default_factory=list)
+    """Training stories that the run does not read; all else stays in its place. Rules: `story:12`,
+    `story:100-199` (rows of raw/train.parquet), `cluster:12` (with its near duplicates), `pattern:REGEX`."""
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
     num_workers: int | None = None
@@ -84,10 +91,20 @@ class DataArgs:
             object.__setattr__(self, "source", canonical_source(self.source))
         except ValueError as error:
             raise UserError(f"data.source ({self.source}): {error}") from error
+        try:
+            object.__setattr__(self, "canaries", format_canaries(parse_canaries(self.canaries)))
+        except ValueError as error:
+            raise UserError(f"data.canaries ({self.canaries}): {error}") from error
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", [self.exclude] if self.exclude else [])
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
         found = require_at_least(self, "data", seq_len=2, max_stories=1, num_workers=1)
+        try:
+            parse_exclusion(self.exclude)
+        except ValueError as error:
+            found.append(f"data.exclude: {error}")
         if not 0.0 < self.validation_fraction < 1.0:
             found.append(
                 f"data.validation_fraction ({self.validation_fraction}) must lie between 0 and 1; try 0.05"
@@ -304,11 +321,11 @@ class CheckpointArgs:
 
     save_every: int = 200
     """Optimizer steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """Number of newest checkpoints that are kept."""
-    retention: str = "newest"
-    """Checkpoints that are kept beside the newest: `newest`: none; `all`: every one; `powers_of_two`: those
-    of steps 1, 2, 4, 8 and so on, which are saved in addition."""
+    keep: str = "newest:2"
+    """Steps that stay, as rules with commas between them. `newest:N`: the newest N checkpoints, which resume
+    the run (2 if not named). Each of the other rules keeps model folders such as steps/step_000512:
+    `every:N`; `log`: steps 0, 1, 2, 4, 8, ...; `all`: whenever a checkpoint is saved; `512`: that step.
+    `log:full` keeps the checkpoints of these steps too, to branch from."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
     checkpoint of another run directory branches off from it."""
@@ -318,7 +335,7 @@ class CheckpointArgs:
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
-        found = require_at_least(self, "train", save_every=1, keep_checkpoints=1)
+        found = require_at_least(self, "train", save_every=1)
         if self.resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", Path(self.resume).name):
             found.append(
                 f"train.resume ({self.resume}) must be auto, never, or a checkpoint such as "
@@ -381,6 +398,6 @@ def require_at_least(section: object, prefix: str, **minima: int) -> list[str]:
 
 def expand_home(section: Any) -> None:
     """Replace a leading `~` in every path of a frozen dataclass: a shell expands it in few places."""
-    for field in fields(section):
-        if isinstance(value := getattr(section, field.name), Path):
-            object.__setattr__(section, field.name, expand_user(value))
+    for item in fields(section):
+        if isinstance(value := getattr(section, item.name), Path):
+            object.__setattr__(section, item.name, expand_user(value))

@@ -26,6 +26,7 @@ from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.filters.cleaning import RuleCounts
 from tinystories_slm.data.filters.dropped import DuplicateCounts
 from tinystories_slm.data.instruct import BLOCK_START, story_start
+from tinystories_slm.data.planting import PlantedCanary
 from tinystories_slm.data.provenance import DataManifest, log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.data.sources.mixture import PartCounts
@@ -80,9 +81,11 @@ class Manifest(DataManifest):
     code_version: str
     """Version of this package that wrote the files."""
     parts: list[PartCounts] | None = None
+    """Parts of a mixture; null for one source."""
     cleaning_counts: dict[str, RuleCounts] | None = None
     duplicates: DuplicateCounts | None = None
-    """Parts of a mixture; null for one source."""
+    planted: list[PlantedCanary] | None = None
+    """Canaries with their rows in raw/train.parquet; null without any."""
 
     def __post_init__(self) -> None:
         if self.token_dtype not in ("uint16", "uint32"):
@@ -318,6 +321,7 @@ def _tokenize_splits(data: DataArgs, write_tokens: WriteTokens | None = None) ->
         parts=raw.parts,
         cleaning_counts=raw.cleaning_counts,
         duplicates=raw.duplicates,
+        planted=raw.planted,
     )
     with atomic_write(data.data_dir / "manifest.json") as unfinished:
         manifest.save(unfinished)

@@ -14,7 +14,15 @@ from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = ("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories")
+_COMPARED = (
+    "source",
+    "subset",
+    "text_column",
+    "validation_split",
+    "validation_fraction",
+    "max_stories",
+    "canaries",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,8 @@ class Provenance:
     """`data.subset`; manifests of earlier versions lack it."""
     cleaning: list[str] = field(default_factory=list)
     """Names of the rules in `cleaning.RULES` that were applied; none in manifests of earlier versions."""
+    canaries: str | None = None
+    """`data.canaries`; manifests of earlier versions lack it."""
     deduplicated: bool = False
     """Whether near duplicates and repeated validation stories were dropped from training."""
 
@@ -52,6 +62,7 @@ class Provenance:
             max_stories=data.max_stories,
             subset=data.subset,
             cleaning=list(cleaning),
+            canaries=data.canaries,
             deduplicated=deduplicated,
         )
 

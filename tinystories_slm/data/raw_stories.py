@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
+from tinystories_slm.config.canaries import parse_canaries
 from tinystories_slm.data.filters.cleaning import (
     RULES,
     SAMPLE_STORIES,
@@ -21,6 +22,7 @@ from tinystories_slm.data.filters.cleaning import (
     choose_rules,
 )
 from tinystories_slm.data.filters.dropped import DroppedStories, DuplicateCounts, drop_repeated
+from tinystories_slm.data.planting import PlantedCanary, check_absent, plant
 from tinystories_slm.data.provenance import DataManifest, Provenance, log_rebuild
 from tinystories_slm.data.source_stories import (
     StoryCounts,
@@ -55,6 +57,8 @@ class RawManifest(DataManifest):
     """Work of each cleaning rule that found a fault; null without cleaning."""
     duplicates: DuplicateCounts | None = None
     """Repeated stories; null without deduplication."""
+    planted: list[PlantedCanary] | None = None
+    """Canaries; null without any."""
 
 
 def download_data(data: DataArgs) -> Path:
@@ -140,6 +144,7 @@ def _download(data: DataArgs, folder: Path) -> None:
         stories = read(data.max_stories, cleaner.clean if rules else None)
         _write_splits(tqdm(stories, desc="download", unit=" stories", disable=None), unfinished, counts)
         duplicates = _drop_repeated(unfinished, counts, dropped) if deduplicates else None
+        planted = _plant_canaries(data, unfinished, counts) if data.canaries else None
         for split, count in counts.items():
             if count["num_stories"] == 0:
                 raise empty_split_error(data.source, split, data.validation_fraction)
@@ -149,6 +154,7 @@ def _download(data: DataArgs, folder: Path) -> None:
             parts=splits.part_counts() if isinstance(splits, MixedSplits) else None,
             cleaning_counts=cleaner.counts if rules else None,
             duplicates=duplicates,
+            planted=planted,
         )
         manifest.save(unfinished / "source.json")
     for line in format_filters(manifest):
@@ -188,12 +194,33 @@ def _drop_repeated(folder: Path, counts: dict[str, StoryCounts], dropped: Droppe
     validation = read_parquet(folder / "validation.parquet")
     keep, found = drop_repeated(read_train, train["num_stories"], validation, dropped)
     if not keep.all():
-        (rest := folder / "rest").mkdir()
-        train["num_stories"] = train["num_bytes"] = 0
-        _write_splits((("train", story) for story in compress(read_train(), keep)), rest, {"train": train})
-        (rest / "train.parquet").replace(path)
-        rest.rmdir()
+        _replace_train(compress(read_train(), keep), folder, train)
     return found
+
+
+def _plant_canaries(data: DataArgs, folder: Path, counts: dict[str, StoryCounts]) -> list[PlantedCanary]:
+    """Write train.parquet again with the canaries, and correct `counts`; return their record.
+
+    Raises:
+        UserError: a story, of validation too, contains a canary.
+    """
+    canaries, train = parse_canaries(data.canaries), counts["train"]
+    for split in counts:
+        for _ in check_absent(read_parquet(folder / f"{split}.parquet"), split, canaries):
+            pass
+    stories, records = plant(read_parquet(folder / "train.parquet"), train["num_stories"], canaries)
+    _replace_train(stories, folder, train)
+    logger.info("planted %d copies of %d canaries", sum(one.count for one in canaries), len(canaries))
+    return records
+
+
+def _replace_train(stories: Iterable[str], folder: Path, counts: StoryCounts) -> None:
+    """Write `stories` as the new train.parquet, which may be read meanwhile, and correct its `counts`."""
+    (rest := folder / "rest").mkdir()
+    counts["num_stories"] = counts["num_bytes"] = 0
+    _write_splits((("train", story) for story in stories), rest, {"train": counts})
+    (rest / "train.parquet").replace(folder / "train.parquet")
+    rest.rmdir()
 
 
 def format_filters(manifest: RawManifest) -> list[str]:

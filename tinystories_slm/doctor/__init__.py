@@ -46,7 +46,7 @@ def run_diagnostics(config: RunConfig) -> Iterator[Diagnostic]:
         "allocator": machine.check_allocator,
         "run directory": partial(resources.check_run_dir, config),
         "data": partial(resources.check_data, config),
-        "disk": partial(resources.check_disk, config),
+        "disk": partial(resources.check_disk, config, device, run_precision),
         "memory": partial(resources.check_memory, config, device, run_precision),
         "precision": partial(numerics.check_precision, config, device),
         "results": partial(numerics.check_results, config, device, run_precision),

@@ -14,11 +14,13 @@ from tinystories_slm.data.source_stories import open_stories
 from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.doctor.diagnostic import Diagnostic
 from tinystories_slm.errors import UserError
+from tinystories_slm.hardware.peak import peak_flops
 from tinystories_slm.io.units import format_bytes
-from tinystories_slm.model_costs import disk_bytes
+from tinystories_slm.model import TinyStoriesConfig
+from tinystories_slm.model_costs import disk_bytes, flops_per_token
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
 from tinystories_slm.training.optimizers import optimizer_spec
-from tinystories_slm.training.retention import max_checkpoints
+from tinystories_slm.training.retention import KeptCounts, count_kept, format_kept, max_reachable_steps
 from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
 
 # Interpreter and libraries, without tensors; measured with everything imported.
@@ -89,28 +91,41 @@ def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, 
     return _MEMORY_MARGIN * estimate.total + _INTERPRETER_BYTES
 
 
-def check_disk(config: RunConfig) -> Iterator[Diagnostic]:
+def check_disk(config: RunConfig, device: torch.device, run_precision: str) -> Iterator[Diagnostic]:
     """Compare the largest size of the run directory with the free disk space."""
     model, train = config.model_config(vocab_size=vocab_size(config)), config.train
     state = {
         "optimizer_bytes": optimizer_spec(train.optimizer).state_bytes(model),
         "averaged": train.ema_decay is not None,
     }
-    num_checkpoints = max_checkpoints(train, train.max_steps)
-    needed = disk_bytes(model, num_checkpoints=num_checkpoints, **state)
+    max_steps = _max_steps(config, model, device, run_precision)
+    kept = count_kept(train, max_steps)
+    needed = disk_bytes(model, num_checkpoints=kept.checkpoints, num_models=kept.models, **state)
     free = free_disk(config.output_dir)
     text = (
         f"{config.output_dir} needs about {format_bytes(needed.run_folder)} "
-        f"({format_bytes(needed.checkpoint)} per checkpoint), {format_bytes(free)} free"
+        f"({format_kept(kept, needed, max_steps)}), {format_bytes(free)} free"
     )
     if needed.run_folder <= free:
         yield Diagnostic("disk", "ok", text)
         return
     remedy = "free some space, or --output_dir on another disk"
     fewer = disk_bytes(model, num_checkpoints=1, **state).run_folder
-    if num_checkpoints > 1 and fewer <= free:
-        remedy += ", or --train.keep_checkpoints 1 --train.retention newest"
+    if kept != KeptCounts(1, 0) and fewer <= free:
+        remedy += ", or --train.keep newest:1"
     yield Diagnostic("disk", "PROBLEM", text, remedy)
+
+
+def _max_steps(config: RunConfig, model: TinyStoriesConfig, device: torch.device, run_precision: str) -> int:
+    """Return the number of steps that a run on one process cannot exceed."""
+    train = config.train
+    if train.max_minutes is None:
+        return train.max_steps
+    return max_reachable_steps(
+        train,
+        step_flops=train.batch_size * config.data.seq_len * flops_per_token(model, config.data.seq_len),
+        flops_per_second=peak_flops(device, run_precision).flops_per_second,
+    )
 
 
 def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:

@@ -28,7 +28,7 @@ from tinystories_slm.evaluation.tasks import EvalContext, EvalResult, parse_task
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
-from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.model_folder import load_model_folder, resolve_model, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def evaluate(args: EvaluateArgs) -> dict[str, Any]:
     loaded = [_load(name, args, requires_eos=bool(task_names)) for name in args.models]
     revision = resolve_revision(args.data, args.revision, args.subset)
     trained_on = [
-        read_training_data(name, model.config) for name, (model, _) in zip(args.models, loaded, strict=True)
+        read_training_data(resolve_model(name, args.model_revision).name, model.config)
+        for name, (model, _) in zip(args.models, loaded, strict=True)
     ]
     selection = select_common_stories(args, revision, trained_on)
     results: list[dict[str, Any]] = []
@@ -115,7 +116,7 @@ def _evaluate_model(
     return result | {
         "model": name,
         "model_revision": getattr(model.config, "_commit_hash", None) or args.model_revision,
-        "weights_sha256": weights_sha256(expand_user(name)),
+        "weights_sha256": weights_sha256(expand_user(resolve_model(name, args.model_revision).name)),
         "num_parameters": num_parameters,
         "num_non_embedding_parameters": num_non_embedding,
         "data": args.data,

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class StoryScores:
     """Number of predicted tokens, including the end token if it is scored, int64."""
     token_nats: np.ndarray
     """Negative log-likelihood of each token, float64: one story after another, (sum of `num_tokens`,)."""
+    token_ranks: np.ndarray | None = None
+    """1 plus the number of ids with a higher probability than the token, int64, like `token_nats`; 0 for a
+    uniform guess. None unless requested."""
+    token_entropies: np.ndarray | None = None
+    """Entropy of the prediction of each token in nats, float64, like `token_nats`; None unless requested."""
 
     @property
     def token_story(self) -> np.ndarray:
@@ -48,6 +54,15 @@ class StoryScores:
         in_story = np.arange(len(self.token_nats)) - first_tokens[self.token_story]
         counted = in_story >= prompt_lengths[self.token_story]
         return float(self.token_nats[counted].sum()), int(counted.sum())
+
+
+class _RowScores(NamedTuple):
+    """Scores of the tokens at the end of a window, (num_scored,) each, on the CPU."""
+
+    nats: Tensor
+    num_correct: int
+    ranks: Tensor | None
+    entropies: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -91,13 +106,14 @@ def score_stories(
     batch_size: int,
     autocast: AbstractContextManager | None = None,
     progress: bool = False,
+    with_predictions: bool = False,
 ) -> StoryScores:
     """Score sequences of token ids (without start and end token) by the protocol of this module.
 
     `eos_token_id` ends each story, and precedes it if there are no `start_ids`. If it is None, no end is
     scored; without `start_ids`, the first token then costs a uniform guess. The model runs in evaluation mode
     and is then reset to its previous mode. `autocast` is a context manager for forward passes in lower
-    precision.
+    precision. `with_predictions` also returns ranks and entropies.
     """
     start = list(start_ids) or ([] if eos_token_id is None else [eos_token_id])
     end = [] if eos_token_id is None else [eos_token_id]
@@ -114,11 +130,13 @@ def score_stories(
     num_correct = np.zeros(len(stories), dtype=np.int64)
     num_tokens = np.array([len(ids) + len(end) for ids in stories], dtype=np.int64)
     first_tokens = np.cumsum(num_tokens) - num_tokens
-    token_nats = np.zeros(num_tokens.sum())
+    token_nats, token_entropies = np.zeros(num_tokens.sum()), np.zeros(num_tokens.sum())
+    token_ranks = np.zeros(num_tokens.sum(), dtype=np.int64)
     if not start:
         guess_nats = math.log(vocabulary_size(model))
         token_nats[first_tokens[num_tokens > 0]] = guess_nats
         nats[num_tokens > 0] = guess_nats
+        token_entropies[first_tokens[num_tokens > 0]] = guess_nats
     was_training = model.training
     model.eval()
     with (
@@ -128,14 +146,25 @@ def score_stories(
     ):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
-            for window, (losses, correct) in zip(batch, _score_batch(model, batch), strict=True):
-                nats[window.story] += losses.sum().item()
-                num_correct[window.story] += correct
+            rows = _score_batch(model, batch, with_predictions)
+            for window, row in zip(batch, rows, strict=True):
+                nats[window.story] += row.nats.sum().item()
+                num_correct[window.story] += row.num_correct
                 position = first_tokens[window.story] + window.first_scored
-                token_nats[position : position + window.num_scored] = losses.numpy()
+                scored = slice(position, position + window.num_scored)
+                token_nats[scored] = row.nats.numpy()
+                if with_predictions:
+                    token_ranks[scored], token_entropies[scored] = row.ranks, row.entropies
             bar.update(len(batch))
     model.train(was_training)
-    return StoryScores(nats=nats, num_correct=num_correct, num_tokens=num_tokens, token_nats=token_nats)
+    return StoryScores(
+        nats=nats,
+        num_correct=num_correct,
+        num_tokens=num_tokens,
+        token_nats=token_nats,
+        token_ranks=token_ranks if with_predictions else None,
+        token_entropies=token_entropies if with_predictions else None,
+    )
 
 
 def _split_into_windows(
@@ -158,8 +187,10 @@ def _split_into_windows(
     return windows
 
 
-def _score_batch(model: PreTrainedModel, batch: Sequence[_ScoringWindow]) -> list[tuple[Tensor, int]]:
-    """Return (nats, number of correct argmax tokens) of the scored tokens of each window."""
+def _score_batch(
+    model: PreTrainedModel, batch: Sequence[_ScoringWindow], with_predictions: bool
+) -> list[_RowScores]:
+    """Return the scores of the scored tokens of each window."""
     max_length = len(batch[0].token_ids)
     # Causal attention never reads padding on the right, so no mask is needed, and any id will do.
     padded = torch.full((len(batch), max_length), batch[0].token_ids[0])
@@ -167,13 +198,21 @@ def _score_batch(model: PreTrainedModel, batch: Sequence[_ScoringWindow]) -> lis
         padded[row, : len(window.token_ids)] = torch.as_tensor(window.token_ids)
     padded = padded.to(model.device)
     logits = model(input_ids=padded[:, :-1], use_cache=False).logits  # (B, T - 1, V)
-    return [_score_row(logits[row], padded[row, 1:], window) for row, window in enumerate(batch)]
+    return [
+        _score_row(logits[row], padded[row, 1:], window, with_predictions) for row, window in enumerate(batch)
+    ]
 
 
-def _score_row(logits: Tensor, targets: Tensor, window: _ScoringWindow) -> tuple[Tensor, int]:
+def _score_row(logits: Tensor, targets: Tensor, window: _ScoringWindow, with_predictions: bool) -> _RowScores:
     scored = slice(len(window.token_ids) - 1 - window.num_scored, len(window.token_ids) - 1)
     row_logits = logits[scored].float()  # (num_scored, V)
     row_targets = targets[scored]
     loss = torch.nn.functional.cross_entropy(row_logits, row_targets, reduction="none")
     correct = row_logits.argmax(dim=-1) == row_targets
-    return loss.cpu().double(), int(correct.sum())  # MPS has no float64
+    ranks = entropies = None
+    if with_predictions:
+        target_logits = row_logits.gather(1, row_targets[:, None])
+        ranks = 1 + (row_logits > target_logits).sum(dim=1).cpu()
+        entropies = torch.distributions.Categorical(logits=row_logits, validate_args=False).entropy()
+        entropies = entropies.cpu().double()
+    return _RowScores(loss.cpu().double(), int(correct.sum()), ranks, entropies)  # MPS has no float64

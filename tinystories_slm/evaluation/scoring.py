@@ -109,11 +109,14 @@ def score_model(
     *,
     batch_size: int,
     end_token: EndToken = "auto",
+    boundaries: ScoredBoundaries | None = None,
+    with_predictions: bool = False,
     progress: bool = False,
 ) -> ModelScores:
     """Score `texts` by the protocol in `evaluation.likelihood`.
 
-    A story without text has the score of its end token. A single word has no context but the start.
+    `boundaries` are those that an earlier call found; None finds them with the first of `texts`. A story
+    without text has the score of its end token. A single word has no context but the start.
 
     Raises:
         UserError: no story has text, the tokenizer has ids that the model lacks, or a score is not finite.
@@ -122,7 +125,8 @@ def score_model(
         raise UserError(f"data ({len(texts)} stories): must contain text; use other stories")
     ids = encode_stories(tokenizer, texts)
     _check_ids(model, ids)
-    boundaries = find_scored_boundaries(model, tokenizer, ids, end_token=end_token, batch_size=batch_size)
+    if boundaries is None:
+        boundaries = find_scored_boundaries(model, tokenizer, ids, end_token=end_token, batch_size=batch_size)
     _check_ids(model, [boundaries.start_ids])
     scores = score_stories(
         model,
@@ -131,6 +135,7 @@ def score_model(
         start_ids=boundaries.start_ids,
         batch_size=batch_size,
         progress=progress,
+        with_predictions=with_predictions,
     )
     _check_finite(model, scores)
     end_ids = [] if boundaries.end_id is None else [boundaries.end_id]

@@ -96,8 +96,9 @@ def commit_files(
     files: list[Path],
     stale: Sequence[str] = (),
     repo_type: RepoType = "model",
+    branch: str = "main",
 ) -> str:
-    """Commit `files` on top of `head`, without the files `stale`, and return the new commit.
+    """Commit `files` on top of `head`, without the files `stale`, to `branch`, and return the new commit.
 
     Raises:
         UserError: the .gitignore of the repository excludes a file.
@@ -111,6 +112,7 @@ def commit_files(
         commit_message=message,
         parent_commit=head,  # the Hub rejects the commit if the branch has moved since
         repo_type=repo_type,
+        revision=branch,
     ).oid
     if left_out := changed_files(remote_files(api, repo_id, commit, repo_type), folder, files):
         raise UserError(

@@ -18,8 +18,10 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.export import export
 from tinystories_slm.hub.card import CardTarget, render_card
 from tinystories_slm.hub.published_run import PublishedRun
+from tinystories_slm.io.file_errors import check_regular_files
 from tinystories_slm.model import configuration_tinystories
-from tinystories_slm.runs.run_dir import RunDir
+from tinystories_slm.model_folder import MODEL_SUFFIXES
+from tinystories_slm.runs.run_dir import RunDir, read_json_object
 
 _REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _MODEL = (*_REQUIRED, "generation_config.json", "chat_template.jinja")
@@ -50,6 +52,17 @@ FILES = (
 )
 """Every name that a push can upload."""
 
+_STEP_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}, step {step}
+
+The model after optimizer step {step} of the run that is described in the card of
+[{repo_id}](https://huggingface.co/{repo_id}).{averaged}
+"""
+
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -65,21 +78,52 @@ def stage(
         UserError: a file of the model is missing, or a file holds a local path or a token.
     """
     run, formats = PublishedRun.load(run_dir), list(formats)
-    custom = "custom" in formats
-    native = None if "native" not in formats else folder / "native" if custom else folder
-    if custom:
-        _copy_files(run.files.best, folder, (*_MODEL, *CODE_FILES), required=(*_REQUIRED, *CODE_FILES))
-    if native:
-        _stage_native(run.files.best, native, folder / ".native")
+    native = _stage_model(run.files.best, folder, formats)
     _stage_records(run, folder / "run", repo_id)
     target = CardTarget(
         model_id=repo_id,
         on_hub=True,
-        custom=custom,
+        custom="custom" in formats,
         native_class=_model_class(native) if native else None,
         license=license,
     )
     (folder / "README.md").write_text(render_card(run, target), encoding="utf-8")
+    return _listed_files(folder, run_dir)
+
+
+def stage_step(run_dir: Path, step: int, folder: Path, *, repo_id: str, formats: Iterable[str]) -> list[Path]:
+    """Fill the empty `folder` with the model of a kept step and a short card.
+
+    Returns:
+        The files, sorted, each relative to `folder` and in `FILES`.
+
+    Raises:
+        UserError: a file of the model is missing, or a file holds a local path or a token.
+    """
+    model = RunDir(run_dir).step(step)
+    check_regular_files(model, MODEL_SUFFIXES)
+    _stage_model(model, folder, list(formats))
+    decay = read_json_object(model / "config.json").get("ema_decay")
+    averaged = "" if decay is None else f" It is a moving average of the weights with decay {decay}."
+    (folder / "README.md").write_text(
+        _STEP_CARD.format(name=repo_id.partition("/")[2], repo_id=repo_id, step=step, averaged=averaged),
+        encoding="utf-8",
+    )
+    return _listed_files(folder, run_dir)
+
+
+def _stage_model(source: Path, folder: Path, formats: list[str]) -> Path | None:
+    """Copy the model in `source` in the `formats`, and return the folder of the native one, if it is one."""
+    custom = "custom" in formats
+    native = None if "native" not in formats else folder / "native" if custom else folder
+    if custom:
+        _copy_files(source, folder, (*_MODEL, *CODE_FILES), required=(*_REQUIRED, *CODE_FILES))
+    if native:
+        _stage_native(source, native, folder / ".native")
+    return native
+
+
+def _listed_files(folder: Path, run_dir: Path) -> list[Path]:
     files = [Path(name) for name in sorted(FILES) if (folder / name).is_file()]
     check_no_secrets(folder, files, run_dir)
     return files

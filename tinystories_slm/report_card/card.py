@@ -16,7 +16,7 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output
 from tinystories_slm.io.file_errors import expand_user
-from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.model_folder import ModelReference, load_model_folder, resolve_model, weights_sha256
 from tinystories_slm.report_card.arena import bradley_terry, run_arena
 from tinystories_slm.report_card.card_prompts import PROMPTS_VERSION, read_card_prompts
 from tinystories_slm.report_card.display_names import display_names
@@ -77,14 +77,15 @@ def _generate_sets(args: ReportCardArgs) -> tuple[list[StorySet], HeldOut]:
     sets: list[StorySet] = []
     held_out: HeldOut | None = None
     for name, model_id in zip(display_names(models, option="baseline"), models, strict=True):
-        model, tokenizer = _load(model_id, args)
+        reference = resolve_model(model_id, args.model_revision if held_out is None else None)
+        model, tokenizer = _load(reference, args)
         if held_out is None:
-            held_out = select_held_out(args, read_training_data(args.model, model.config))
+            held_out = select_held_out(args, read_training_data(reference.name, model.config))
         logger.info("generate %d stories with %s", args.num_stories, model_id)
         facts = {
             "id": name,
             "revision": getattr(model.config, "_commit_hash", None),
-            "weights_sha256": weights_sha256(expand_user(model_id)),
+            "weights_sha256": weights_sha256(expand_user(reference.name)),
             "num_parameters": model.num_parameters(),
         }
         stories = generate_stories(model, tokenizer, model_id, args)
@@ -111,8 +112,11 @@ def _arena(args: ReportCardArgs, sets: Sequence[StorySet]) -> dict[str, Any]:
     return {"arena": found}
 
 
-def _load(model: str, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model_folder(model, trust_remote_code=args.trust_remote_code, device=args.device)
+def _load(reference: ModelReference, args: ReportCardArgs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, revision = reference
+    return load_model_folder(
+        model, revision=revision, trust_remote_code=args.trust_remote_code, device=args.device
+    )
 
 
 def _require_packages(*modules: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from tinystories_slm.config import RunConfig, load_config
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import check_regular_files
-from tinystories_slm.model_folder import weights_sha256
+from tinystories_slm.model_folder import step_folder, weights_sha256
 from tinystories_slm.runs.records import is_number, read_json_lines, read_metrics, read_samples
 
 _METRICS = ("loss", "perplexity", "bits_per_byte", "accuracy", "entropy", "entropy_bits_per_byte")
@@ -97,6 +99,21 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Directory of the checkpoints, `step_000200` and so on."""
         return self.path / "checkpoints"
+
+    @property
+    def steps(self) -> Path:
+        """Directory of the model folders that `train.keep` keeps, `step_000512` and so on."""
+        return self.path / "steps"
+
+    def step(self, step: int) -> Path:
+        """Return the model folder of one optimizer step in steps/."""
+        return step_folder(self.path, step)
+
+    def kept_steps(self) -> dict[int, Path]:
+        """Return the complete model folders in steps/ by their optimizer step, in order."""
+        names = os.listdir(self.steps) if self.steps.is_dir() else []
+        found = (int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
+        return {step: self.step(step) for step in sorted(found)}
 
     @property
     def tracker(self) -> Path:

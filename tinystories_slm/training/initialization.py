@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
-from tinystories_slm.model_folder import load_model_folder
+from tinystories_slm.model_folder import load_model_folder, resolve_model
 
 # Configuration fields in which the two models may differ.
 _IGNORED_FIELDS = {
@@ -53,7 +53,9 @@ def load_initial_weights(
             f"model.init_from ({source}) has another vocabulary than the data; prepare the data with "
             f"--tokenizer.pretrained {source} in another --data.data_dir"
         )
-    base_data = [data.to_dict() for data in read_training_data(source, source_model.config) or ()]
+    base_data = [
+        data.to_dict() for data in read_training_data(resolve_model(source).name, source_model.config) or ()
+    ]
     config.training_data = [*base_data, *getattr(config, "training_data", ())]
     model = TinyStoriesForCausalLM(config)
     model.load_state_dict(source_model.state_dict())

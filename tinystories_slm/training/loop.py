@@ -20,12 +20,13 @@ from tinystories_slm.generation import generate_texts
 from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
+from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import save_checkpoint
 from tinystories_slm.training.distributed import broadcast_from_main, process_group
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import set_learning_rate
 from tinystories_slm.training.restore import restore_finished_run
-from tinystories_slm.training.retention import retention_rule
+from tinystories_slm.training.retention import KeptSteps
 from tinystories_slm.training.run import TrainingRun, is_finished, start_run
 from tinystories_slm.training.schedule import lr_factor, time_fraction
 
@@ -36,8 +37,8 @@ def train(config: RunConfig) -> Path:
     """Train the model that `config` describes, or resume it from the newest checkpoint of its run directory.
 
     Returns:
-        The run directory: `best/` and `last/` are model folders, `checkpoints/` holds what resumes the
-        run, and metrics.jsonl, loss.png and samples.md record it.
+        The run directory: `best/`, `last/` and those in `steps/` are model folders, `checkpoints/` holds
+        what resumes the run, and metrics.jsonl, loss.png and samples.md record it.
 
     Raises:
         UserError: the configuration, data or checkpoint is invalid (nothing was changed), or the machine
@@ -49,7 +50,7 @@ def train(config: RunConfig) -> Path:
         logger.info("the run in %s is already finished", config.output_dir)
         restore_finished_run(config)
         return config.output_dir
-    retention_rule(args.retention)  # both raise before anything is written
+    KeptSteps.parse(args.keep)  # both raise before anything is written
     parse_task_names(args.eval_tasks, "train.eval_tasks")
     run = start_run(config)
     with (
@@ -59,6 +60,8 @@ def train(config: RunConfig) -> Path:
         run.watchdog,
         translate_machine_errors(config, run.runtime),
     ):
+        if run.progress.step == 0:
+            keep_step(run)
         while not (run.progress.finished or run.stop_agreed):
             update = train_step(run)
             sync_stop_condition(run)
@@ -66,6 +69,7 @@ def train(config: RunConfig) -> Path:
                 log(run, update)
             if run.is_due(args.eval_every):
                 evaluate(run)
+            keep_step(run)
             if run.should_save:
                 save(run)
     progress = run.progress
@@ -314,6 +318,23 @@ def validation_loss(run: TrainingRun, model: TinyStoriesForCausalLM) -> float:
     shares = gather_object([scores.totals(None if prompts is None else prompts[share])])
     nats, num_tokens = np.sum(shares, axis=0)
     return float(nats / num_tokens)
+
+
+def keep_step(run: TrainingRun) -> None:
+    """Save the model of this step to steps/, if `train.keep` keeps it.
+
+    Before the checkpoint: a run that is killed in between resumes before this step and saves it again.
+    """
+    progress = run.progress
+    if run.keeps_step:
+        with run.stopwatch.paused():
+            model = run.eval_model()
+            if run.accelerator.is_main_process:
+                folder = RunDir(run.config.output_dir).step(progress.step)
+                folder.parent.mkdir(exist_ok=True)
+                save_model_folder(model, run.tokenizer, folder)
+    if progress.step == 0 and run.kept_steps.saves_checkpoint(0):
+        save(run)
 
 
 def save(run: TrainingRun) -> None:

@@ -18,6 +18,7 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
+from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.hardware.peak import PeakFlops, mfu, peak_flops
@@ -54,7 +55,7 @@ from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.restore import training_data_record
-from tinystories_slm.training.retention import retention_rule
+from tinystories_slm.training.retention import KeptSteps
 from tinystories_slm.training.run_folder import (
     check_resume,
     lock_run_dir,
@@ -199,9 +200,11 @@ class TrainingRun:
         """Return the model to evaluate and to save to best/ and last/, unsharded.
 
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
-        sharded model is gathered. Its configuration names the step.
+        sharded model is gathered. Its configuration names the step, and the decay of the average.
         """
         model = self.ema.model if self.ema else unsharded_copy(self.model)
+        if self.ema:
+            model.config.ema_decay = self.config.train.ema_decay
         model.config.training_step = self.progress.step
         return model
 
@@ -211,11 +214,22 @@ class TrainingRun:
 
     @property
     def should_save(self) -> bool:
-        """Whether to save at this step: by interval, by the retention rule, or at a request."""
-        args = self.config.train
+        """Whether to save at this step: by interval, by `train.keep`, or at a request."""
         requested = self.stop_agreed or self.save_agreed
-        is_kept_step = retention_rule(args.retention).saves(self.progress.step)
-        return self.is_due(args.save_every) or is_kept_step or requested
+        is_kept = self.kept_steps.saves_checkpoint(self.progress.step)
+        return self.is_due(self.config.train.save_every) or is_kept or requested
+
+    @property
+    def kept_steps(self) -> KeptSteps:
+        """The rules of `train.keep`."""
+        return KeptSteps.parse(self.config.train.keep)
+
+    @property
+    def keeps_step(self) -> bool:
+        """Whether the model of this step stays in steps/."""
+        step = self.progress.step
+        is_saved = step > 0 and self.is_due(self.config.train.save_every)
+        return self.kept_steps.keeps_model(step, is_saved=is_saved)
 
     def close(self) -> None:
         """Close the display and the recorder, and unlock the run directory."""
@@ -355,30 +369,22 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     Raises:
         UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
     """
-    data_dir, dataset_class = config.data.data_dir, packing_class(config.data.packing)
+    data_dir = config.data.data_dir
+    packing_class(config.data.packing)  # raises before the data are prepared
     manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
     set_step_timeout(accelerator)
     if checkpoint:
         check_same_data(manifest, run_dir_of(checkpoint))
     tokenizer = load_tokenizer(str(data_dir / "tokenizer"))
-    prompts: dict[str, np.ndarray | None] = {"train": None, "validation": None}
+    validation_prompts = None
     if config.data.loss_on == "story":
-        prompts = {split: open_prompt_lengths(data_dir, split, manifest) for split in prompts}
-    dataset = dataset_class(
-        data_dir / "train.bin",
-        token_dtype=manifest.token_dtype,
-        seq_len=config.data.seq_len,
-        seed=config.train.seed,
-        eos_token_id=manifest.eos_token_id,
-        mask_across_stories=config.data.mask_across_stories,
-        prompt_lengths=prompts["train"],
-    )
+        validation_prompts = open_prompt_lengths(data_dir, "validation", manifest)
     return _TrainingData(
         manifest=manifest,
         tokenizer=tokenizer,
-        dataset=dataset,
+        dataset=open_windows(config, manifest),
         validation_tokens=open_tokens(data_dir, "validation", manifest),
-        validation_prompts=prompts["validation"],
+        validation_prompts=validation_prompts,
     )
 
 

@@ -31,7 +31,7 @@ from tinystories_slm.training.restore import restore_model_folder
 logger = logging.getLogger(__name__)
 
 _NAMES = RunDir(Path())
-_DIRECTORIES = tuple(path.name for path in (_NAMES.checkpoints, _NAMES.best, _NAMES.last))
+_DIRECTORIES = tuple(path.name for path in (_NAMES.checkpoints, _NAMES.best, _NAMES.last, _NAMES.steps))
 _FILES = tuple(
     path.name
     for path in (
@@ -165,11 +165,24 @@ def prepare_run_dir(
         save_config(config, path)
     if resumed:
         _restore_best(config, progress)
+        _delete_later_steps(run_dir, progress.step)
     else:
         RunDir(run_dir).checkpoints.mkdir()
         if checkpoint:
             _copy_history(run_dir_of(checkpoint), run_dir, progress)
         manifest.save(run_dir / MANIFEST)
+
+
+def _delete_later_steps(run_dir: Path, step: int) -> None:
+    """Delete what steps/ holds beside the model folders up to `step`: the run trains the later ones again.
+
+    A run with a time limit may end before them, or reach them with another learning rate.
+    """
+    steps = RunDir(run_dir)
+    kept = {folder.name for number, folder in steps.kept_steps().items() if number <= step}
+    for path in steps.steps.glob("*step_*"):
+        if path.name not in kept:
+            remove_directory(path)
 
 
 def _restore_best(config: RunConfig, progress: TrainState) -> None:
@@ -186,13 +199,16 @@ def _restore_best(config: RunConfig, progress: TrainState) -> None:
 
 
 def _copy_history(source: Path, run_dir: Path, progress: TrainState) -> None:
-    """Copy metrics, samples and the best model of the run that `run_dir` branches from.
+    """Copy metrics, samples, kept steps and the best model of the run that `run_dir` branches from.
 
     A best model from after the branch point is not copied. The next evaluation then writes best/.
     """
     for name in (_NAMES.metrics, _NAMES.samples):
         if (source / name).is_file():
             shutil.copy(source / name, run_dir / name)
+    for step, folder in RunDir(source).kept_steps().items():
+        if step <= progress.step:
+            shutil.copytree(folder, RunDir(run_dir).step(step))
     newest = latest_valid_checkpoint(source)
     if newest and read_progress(newest).best_step == progress.best_step and (source / "best").is_dir():
         shutil.copytree(source / "best", run_dir / "best")

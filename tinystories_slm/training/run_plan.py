@@ -18,7 +18,7 @@ from tinystories_slm.model_costs import (
 )
 from tinystories_slm.runs.console import ETA_AFTER_STEPS
 from tinystories_slm.training.optimizers import optimizer_spec
-from tinystories_slm.training.retention import max_checkpoints
+from tinystories_slm.training.retention import count_kept, format_kept, max_reachable_steps
 from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import REFERENCE_TOKENS, REFERENCE_WIDTH, peak_lr
 
@@ -68,8 +68,15 @@ def log_run_plan(
         f"; resumed at step {step}" if step else "",
     )  # fmt: skip
     logger.info("runtime: %s", runtime.describe())
-    _log_memory_and_disk(args, accelerator, runtime, model_config, seq_len=config.data.seq_len)
     per_token = flops_per_token(model_config, config.data.seq_len)
+    max_steps = max_reachable_steps(
+        args,
+        step_flops=tokens_per_step * per_token,
+        flops_per_second=peak.flops_per_second * accelerator.num_processes,
+    )
+    _log_memory_and_disk(
+        args, accelerator, runtime, model_config, seq_len=config.data.seq_len, max_steps=max_steps
+    )
     lower_bound_s = (total_tokens - step * tokens_per_step) * per_token
     lower_bound_s /= peak.flops_per_second * accelerator.num_processes
     logger.info(
@@ -86,6 +93,7 @@ def _log_memory_and_disk(
     model_config: TinyStoriesConfig,
     *,
     seq_len: int,
+    max_steps: int,
 ) -> None:
     optimizer_bytes = optimizer_spec(args.optimizer).state_bytes(model_config)
     memory = memory_bytes(
@@ -99,13 +107,17 @@ def _log_memory_and_disk(
         attention=runtime.attention,
         fused=runtime.fused,
     )
+    kept = count_kept(args, max_steps)
     disk = disk_bytes(
         model_config,
         optimizer_bytes=optimizer_bytes,
         averaged=args.ema_decay is not None,
-        num_checkpoints=max_checkpoints(args, args.max_steps),
+        num_checkpoints=kept.checkpoints,
+        num_models=kept.models,
     )
     logger.info(
         "estimate: about %s of memory per process (%s for logits) plus torch's own, %s of disk",
         format_bytes(memory.total), format_bytes(memory.logits), format_bytes(disk.run_folder),
     )  # fmt: skip
+    if kept.models:
+        logger.info("kept: at most %s", format_kept(kept, disk, max_steps))

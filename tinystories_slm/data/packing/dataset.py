@@ -51,6 +51,7 @@ class PackedDataset(ABC):
         eos_token_id: int,
         mask_across_stories: bool = False,
         prompt_lengths: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +63,8 @@ class PackedDataset(ABC):
             mask_across_stories: Whether batches have `position_ids`.
             prompt_lengths: Number of tokens at the start of each story that are not trained on,
                 (num_stories,).
+            excluded: Whether each story is left out, bool (num_stories,): its tokens are replaced by
+                `eos_token_id` and not predicted; every other token stays in its place.
 
         Raises:
             UserError: the file is shorter than one window, or its size is not a multiple of the id size.
@@ -72,6 +75,7 @@ class PackedDataset(ABC):
         self.eos_token_id = eos_token_id
         self.mask_across_stories = mask_across_stories
         self.prompt_lengths = prompt_lengths
+        self.excluded = excluded
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
         self._identity = _file_identity(path)
         num_bytes = path.stat().st_size
@@ -125,16 +129,38 @@ class PackedDataset(ABC):
             batch_size: Sequences per step.
             rows: Rows of the batch to return; default all.
         """
-        epochs, numbers = np.divmod(step * batch_size + np.arange(batch_size)[rows], len(self))
-        positions = np.empty((len(numbers), self.seq_len), dtype=np.int64)
+        positions = self.positions(step * batch_size + np.arange(batch_size)[rows])
+        input_ids = np.where(
+            positions == PADDING, self.eos_token_id, self.tokens()[positions].astype(np.int64)
+        )
+        labels = self.labels(input_ids, positions)
+        if self.excluded is not None:
+            is_excluded = self.is_excluded(positions)
+            labels = np.where(is_excluded, IGNORED_LABEL, labels)
+            input_ids = np.where(is_excluded, self.eos_token_id, input_ids)
+        position_ids = self._position_ids(input_ids) if self.mask_across_stories else None
+        return Batch(input_ids, labels, position_ids)
+
+    def is_excluded(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether the tokens at `positions` (num_rows, seq_len) belong to a story that is left out."""
+        if self.excluded is None:
+            return np.zeros(positions.shape, dtype=bool)
+        story = np.searchsorted(self.document_ends, positions).clip(max=len(self.excluded) - 1)
+        return self.excluded[story] & (positions != PADDING)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Return where the tokens of rows are in the file, int64 (num_rows, seq_len), or `PADDING`.
+
+        Args:
+            rows: Numbers of sequences in the order in which the run reads them, from 0: row r of step s is
+                s x batch_size + r, int64 (num_rows,).
+        """
+        epochs, numbers = np.divmod(rows, len(self))
+        positions = np.empty((len(rows), self.seq_len), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             windows = permute(numbers[epochs == epoch], len(self), (self.seed, epoch))
             positions[epochs == epoch] = self.token_positions(epoch, windows)
-        is_padding = positions == PADDING
-        positions = np.where(is_padding, PADDING, positions % self.num_tokens)
-        input_ids = np.where(is_padding, self.eos_token_id, self.tokens()[positions].astype(np.int64))
-        position_ids = self._position_ids(input_ids) if self.mask_across_stories else None
-        return Batch(input_ids, self.labels(input_ids, positions), position_ids)
+        return np.where(positions == PADDING, PADDING, positions % self.num_tokens)
 
     def tokens(self) -> np.memmap:
         """Return the ids of the file, (num_tokens,).
