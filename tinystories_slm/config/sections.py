@@ -72,6 +72,11 @@ class DataArgs:
     deduplicate: bool | None = None
     """Drop near duplicates within training, and training stories that repeat validation stories; null: for
     named sets."""
+    streaming: bool = False
+    """Read the training stories from the source while the run trains, for corpora larger than the disk; the
+    tokenizer and the validation stories are of the first stories."""
+    streaming_chunk_tokens: int = 2**22
+    """Tokens that `streaming` reads at once; windows are shuffled within such a chunk."""
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
     num_workers: int | None = None
@@ -86,7 +91,14 @@ class DataArgs:
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
-        found = require_at_least(self, "data", seq_len=2, max_stories=1, num_workers=1)
+        found = require_at_least(
+            self, "data", seq_len=2, max_stories=1, num_workers=1, streaming_chunk_tokens=1
+        )
+        if self.streaming and self.deduplicate:
+            found.append(
+                "data.deduplicate (true): compares all stories, and data.streaming holds few of them; set "
+                "either to false"
+            )
         if not 0.0 < self.validation_fraction < 1.0:
             found.append(
                 f"data.validation_fraction ({self.validation_fraction}) must lie between 0 and 1; try 0.05"

@@ -14,7 +14,10 @@ from tinystories_slm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = ("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories")
+_COMPARED = (
+    *("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories"),
+    "streaming",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Provenance:
     """Names of the rules in `cleaning.RULES` that were applied; none in manifests of earlier versions."""
     deduplicated: bool = False
     """Whether near duplicates and repeated validation stories were dropped from training."""
+    streaming: bool = False
+    """Whether the files hold a sample, and runs read the training stories from the source."""
 
     @classmethod
     def from_args(
@@ -53,6 +58,7 @@ class Provenance:
             subset=data.subset,
             cleaning=list(cleaning),
             deduplicated=deduplicated,
+            streaming=data.streaming,
         )
 
     def differences(self, data: DataArgs) -> list[str]:

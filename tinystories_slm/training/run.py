@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
+from tinystories_slm.data.packing import ORDER_VERSION, WindowSource, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
+from tinystories_slm.data.streaming import open_stream
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.hardware.launch_env import is_launched
 from tinystories_slm.hardware.malloc import tune_malloc
@@ -80,7 +82,7 @@ class TrainingRun:
     runtime: RuntimeSettings
     """Resolved value of every `auto` in `config`."""
     tokenizer: PreTrainedTokenizerBase
-    dataset: PackedDataset
+    dataset: WindowSource
     validation: list[np.ndarray]
     """Token ids of the validation stories, one int64 array (story_length,) each."""
     validation_prompts: np.ndarray | None
@@ -213,7 +215,8 @@ class TrainingRun:
         return self.is_due(args.save_every) or is_kept_step or requested
 
     def close(self) -> None:
-        """Close the display and the recorder, and unlock the run directory."""
+        """Close the data, the display and the recorder, and unlock the run directory."""
+        self.dataset.close()
         self.display.close()
         self.recorder.close()
         self.lock.release()
@@ -222,7 +225,7 @@ class TrainingRun:
 class _TrainingData(NamedTuple):
     manifest: Manifest
     tokenizer: PreTrainedTokenizerBase
-    dataset: PackedDataset
+    dataset: WindowSource
     validation_tokens: np.ndarray
     """Memory map (num_tokens,) of the validation split."""
     validation_prompts: np.ndarray | None
@@ -350,7 +353,8 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     Raises:
         UserError: the data cannot be prepared, or differ from those of the run of `checkpoint`.
     """
-    data_dir, dataset_class = config.data.data_dir, packing_class(config.data.packing)
+    packing_class(config.data.packing)  # raises before the data are prepared
+    data_dir = config.data.data_dir
     manifest = main_process_first(accelerator, lambda: ensure_prepared(config.data, config.tokenizer))
     set_step_timeout(accelerator)
     if checkpoint:
@@ -359,15 +363,24 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     prompts: dict[str, np.ndarray | None] = {"train": None, "validation": None}
     if config.data.loss_on == "story":
         prompts = {split: open_prompt_lengths(data_dir, split, manifest) for split in prompts}
-    dataset = dataset_class(
-        data_dir / "train.bin",
-        token_dtype=manifest.token_dtype,
-        seq_len=config.data.seq_len,
-        seed=config.train.seed,
-        eos_token_id=manifest.eos_token_id,
-        mask_across_stories=config.data.mask_across_stories,
-        prompt_lengths=prompts["train"],
-    )
+    if config.data.streaming:
+        dataset = open_stream(
+            config.data,
+            manifest,
+            seed=config.train.seed,
+            share=partial(broadcast_from_main, accelerator),
+            position=read_progress(checkpoint).stream if checkpoint else None,
+        )
+    else:
+        dataset = packing_class(config.data.packing)(
+            data_dir / "train.bin",
+            token_dtype=manifest.token_dtype,
+            seq_len=config.data.seq_len,
+            seed=config.train.seed,
+            eos_token_id=manifest.eos_token_id,
+            mask_across_stories=config.data.mask_across_stories,
+            prompt_lengths=prompts["train"],
+        )
     return _TrainingData(
         manifest=manifest,
         tokenizer=tokenizer,
