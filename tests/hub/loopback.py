@@ -414,6 +414,10 @@ class _Handler(BaseHTTPRequestHandler):
         if file is None:
             return 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b""
         etag = {"ETag": f'"{_hub_hash(file)}"'}
+        if block := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = int(block[1]), min(int(block[2]), len(file.data) - 1)
+            part = {"Content-Range": f"bytes {first}-{last}/{len(file.data)}"}
+            return 206, headers | etag | part, file.data[first : last + 1]
         return 200, headers | etag, file.data
 
     def log_message(self, *_: object) -> None:

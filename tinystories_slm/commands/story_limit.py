@@ -18,13 +18,15 @@ _BYTES_PER_TOKEN = 6
 def limit_stories(config: RunConfig) -> RunConfig:
     """Set `data.max_stories` to as many stories as the run reads, if the source has more.
 
-    The built-in corpus, a limit of the user, and prepared data with at least as many stories are kept.
+    The built-in corpus, a limit of the user, a stream, and prepared data with at least as many stories are
+    kept.
 
     Raises:
         UserError: the source cannot be read.
     """
     data, train = config.data, config.train
-    if find_source(data.source, data.subset).is_builtin_corpus or data.max_stories is not None:
+    is_builtin_corpus = find_source(data.source, data.subset).is_builtin_corpus
+    if is_builtin_corpus or data.max_stories is not None or data.streaming:
         return config
     needed = train.max_steps * train.batch_size * data.seq_len * _BYTES_PER_TOKEN
     prepared, num_bytes = _prepared_stories(config)

@@ -80,6 +80,11 @@ class DataArgs:
     exclude: list[str] | str = field(default_factory=list)
     """Training stories that the run does not read; all else stays in its place. Rules: `story:12`,
     `story:100-199` (rows of raw/train.parquet), `cluster:12` (with its near duplicates), `pattern:REGEX`."""
+    streaming: bool = False
+    """Read the training stories from the source while the run trains, for corpora larger than the disk; the
+    tokenizer and the validation stories are of the first stories."""
+    streaming_chunk_tokens: int = 2**22
+    """Tokens that `streaming` reads at once; windows are shuffled within such a chunk."""
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of a token id on disk; `auto` takes uint16 wherever the vocabulary fits it."""
     num_workers: int | None = None
@@ -100,15 +105,35 @@ class DataArgs:
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
-        found = require_at_least(self, "data", seq_len=2, max_stories=1, num_workers=1)
+        found = require_at_least(
+            self, "data", seq_len=2, max_stories=1, num_workers=1, streaming_chunk_tokens=1
+        )
         try:
             parse_exclusion(self.exclude)
         except ValueError as error:
             found.append(f"data.exclude: {error}")
+        if self.streaming:
+            found += self._streaming_problems()
         if not 0.0 < self.validation_fraction < 1.0:
             found.append(
                 f"data.validation_fraction ({self.validation_fraction}) must lie between 0 and 1; try 0.05"
             )
+        return found
+
+    def _streaming_problems(self) -> list[str]:
+        """Return one sentence for each option that needs all stories before training."""
+        found = []
+        if self.deduplicate:
+            found.append(
+                "data.deduplicate (true): compares all stories, and data.streaming holds few of them; set "
+                "either to false"
+            )
+        for name in ("canaries", "exclude"):
+            if value := getattr(self, name):
+                found.append(
+                    f"data.{name} ({value}): needs all stories, and data.streaming holds few of them; "
+                    "remove either"
+                )
         return found
 
 

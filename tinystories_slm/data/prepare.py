@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -25,7 +24,6 @@ from tqdm import tqdm
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data.filters.cleaning import RuleCounts
 from tinystories_slm.data.filters.dropped import DuplicateCounts
-from tinystories_slm.data.instruct import BLOCK_START, story_start
 from tinystories_slm.data.planting import PlantedCanary
 from tinystories_slm.data.provenance import DataManifest, log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
@@ -436,28 +434,14 @@ class _RowGroupEncoder:
 
     def __init__(self, raw: Path, tokenizer_dir: Path, token_dtype: str) -> None:
         self._file = pq.ParquetFile(raw)
-        self._tokenizer = load_tokenizer(tokenizer_dir)
-        self._encoder = StoryEncoder(self._tokenizer)
+        self._encoder = StoryEncoder(load_tokenizer(tokenizer_dir))
         self._dtype = np.dtype(token_dtype).newbyteorder("<")
 
     def __call__(self, row_group: int) -> EncodedRows:
         stories = self._file.read_row_group(row_group, columns=["text"]).column(0).combine_chunks()
         num_bytes = pc.sum(pc.binary_length(stories)).as_py() or 0
         ids = self._encoder.encode(stories).astype(self._dtype).tobytes()
-        return EncodedRows(ids, num_bytes, self._prompt_lengths(stories))
-
-    def _prompt_lengths(self, stories: pa.StringArray) -> np.ndarray:
-        lengths = np.zeros(len(stories), dtype=np.uint32)
-        starts = {
-            row: start
-            for row in np.flatnonzero(pc.match_substring_regex(stories, BLOCK_START)).tolist()
-            if (start := story_start(stories[row].as_py())) is not None
-        }
-        if starts:
-            prompts = pa.array([stories[row].as_py()[:start] for row, start in starts.items()], pa.string())
-            ends = np.flatnonzero(self._encoder.encode(prompts) == self._tokenizer.eos_token_id)
-            lengths[list(starts)] = np.diff(ends, prepend=-1) - 1
-        return lengths
+        return EncodedRows(ids, num_bytes, self._encoder.prompt_lengths(stories))
 
 
 def _map_ordered(

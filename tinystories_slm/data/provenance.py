@@ -15,13 +15,8 @@ from tinystories_slm.errors import UserError
 logger = logging.getLogger(__name__)
 
 _COMPARED = (
-    "source",
-    "subset",
-    "text_column",
-    "validation_split",
-    "validation_fraction",
-    "max_stories",
-    "canaries",
+    *("source", "subset", "text_column", "validation_split", "validation_fraction", "max_stories"),
+    *("canaries", "streaming"),
 )
 
 
@@ -46,6 +41,8 @@ class Provenance:
     """`data.canaries`; manifests of earlier versions lack it."""
     deduplicated: bool = False
     """Whether near duplicates and repeated validation stories were dropped from training."""
+    streaming: bool = False
+    """Whether the files hold a sample, and runs read the training stories from the source."""
 
     @classmethod
     def from_args(
@@ -64,6 +61,7 @@ class Provenance:
             cleaning=list(cleaning),
             canaries=data.canaries,
             deduplicated=deduplicated,
+            streaming=data.streaming,
         )
 
     def differences(self, data: DataArgs) -> list[str]:

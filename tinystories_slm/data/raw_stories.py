@@ -1,11 +1,11 @@
 """Download the stories of a source once: `raw/train.parquet`, `raw/validation.parquet`, `raw/source.json`."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 # A worker tokenizes one row group at a time (`prepare`), so these limits also bound its memory.
 _ROW_GROUP_STORIES = 4096
 _ROW_GROUP_BYTES = 2**21
+
+STREAMING_SAMPLE = 20_000
+"""Stories of each split, the first ones, that are on the disk with `data.streaming`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,11 @@ def iter_raw_stories(data_dir: Path, split: str) -> Iterator[str]:
 
 def _download(data: DataArgs, folder: Path) -> None:
     revision = resolve_revision(data.source, data.revision, data.subset)
-    splits = find_source(data.source, data.subset).open_splits(revision, data.text_column, data.max_stories)
+    source, max_stories = find_source(data.source, data.subset, is_streamed=data.streaming), data.max_stories
+    splits = source.open_splits(revision, data.text_column, max_stories)
+    if data.streaming:
+        max_stories = min(max_stories or STREAMING_SAMPLE, STREAMING_SAMPLE)
+        _limit_validation(splits)
     if "train" not in splits:
         raise missing_split_error(data.source, "train", splits)
     counts = zero_counts("train", "validation")
@@ -137,11 +144,11 @@ def _download(data: DataArgs, folder: Path) -> None:
     has_manifest = (folder / "source.json").exists()
     with atomic_directory(folder, replace=has_manifest) as unfinished, ExitStack() as files:
         cleaner = Cleaner(rules)
-        deduplicates = _is_filtered(data, data.deduplicate)
+        deduplicates = not data.streaming and _is_filtered(data, data.deduplicate)
         if rules or deduplicates:
             dropped = files.enter_context(DroppedStories(unfinished / "dropped.parquet"))
             cleaner.on_drop = dropped.add
-        stories = read(data.max_stories, cleaner.clean if rules else None)
+        stories = read(max_stories, cleaner.clean if rules else None)
         _write_splits(tqdm(stories, desc="download", unit=" stories", disable=None), unfinished, counts)
         duplicates = _drop_repeated(unfinished, counts, dropped) if deduplicates else None
         planted = _plant_canaries(data, unfinished, counts) if data.canaries else None
@@ -159,6 +166,17 @@ def _download(data: DataArgs, folder: Path) -> None:
         manifest.save(unfinished / "source.json")
     for line in format_filters(manifest):
         logger.info(line)
+
+
+def _limit_validation(splits: Splits) -> None:
+    """Replace each validation split by its first stories, those of a sample."""
+    for part in [part.splits for part in splits.parts] if isinstance(splits, MixedSplits) else [splits]:
+        if "validation" in part:
+            part["validation"] = partial(_read_first, part["validation"])
+
+
+def _read_first(read: Callable[[], Iterable[str | None]]) -> Iterator[str | None]:
+    return islice(read(), STREAMING_SAMPLE)
 
 
 def _is_filtered(data: DataArgs, option: bool | None) -> bool:

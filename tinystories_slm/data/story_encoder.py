@@ -5,8 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
+from tinystories_slm.data.instruct import BLOCK_START, story_start
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.kernels.encoding.bindings import BytePairEncoder, load_encoder
 
@@ -44,6 +46,20 @@ class StoryEncoder:
         for start, story in zip(new_starts[is_left], left, strict=True):
             joined[start : start + len(story)] = story
         return joined
+
+    def prompt_lengths(self, stories: pa.Array) -> np.ndarray:
+        """Return the number of ids before the story of each block, uint32 (num_stories,), 0 without one."""
+        lengths = np.zeros(len(stories), dtype=np.uint32)
+        starts = {
+            row: start
+            for row in np.flatnonzero(pc.match_substring_regex(stories, BLOCK_START)).tolist()
+            if (start := story_start(stories[row].as_py())) is not None
+        }
+        if starts:
+            prompts = pa.array([stories[row].as_py()[:start] for row, start in starts.items()], pa.string())
+            ends = np.flatnonzero(self.encode(prompts) == self._tokenizer.eos_token_id)
+            lengths[list(starts)] = np.diff(ends, prepend=-1) - 1
+        return lengths
 
     def _compare(self, stories: pa.Array) -> None:
         """Stop using the kernel if its ids of the first stories are not those of the tokenizer."""

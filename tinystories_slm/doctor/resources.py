@@ -10,6 +10,7 @@ import torch
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, token_file_differences
+from tinystories_slm.data.raw_stories import STREAMING_SAMPLE
 from tinystories_slm.data.source_stories import open_stories
 from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.doctor.diagnostic import Diagnostic
@@ -157,7 +158,8 @@ def check_data(config: RunConfig) -> Iterator[Diagnostic]:
     if differences == []:
         manifest = ensure_prepared(config.data, config.tokenizer)
         tokens = manifest.splits["train"]["num_tokens"]
-        yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {source.value} are prepared")
+        stories = f"a sample of {source.value}" if config.data.streaming else source.value
+        yield Diagnostic("data", "ok", f"{folder}: {tokens:,} training tokens of {stories} are prepared")
     elif source.needs_network:
         yield _check_download(config)
     else:
@@ -179,6 +181,11 @@ def _check_download(config: RunConfig) -> Diagnostic:
     except UserError as error:
         builtin = "--data.source builtin --data.data_dir data/builtin"
         return Diagnostic("data", "PROBLEM", str(error), f"or train on the built-in corpus: {builtin}")
+    if config.data.streaming:
+        text = (
+            f"{source} will be read over the network ({format_bytes(size)} an epoch); of each split, at most "
+        )
+        return Diagnostic("data", "ok", f"{text}{STREAMING_SAMPLE:,} stories are stored")
     needed, free = _DOWNLOAD_FACTOR * size, free_disk(folder)
     text = (
         f"{source} will be downloaded ({format_bytes(size)}); it needs about {format_bytes(needed)} of disk, "

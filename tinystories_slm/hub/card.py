@@ -252,6 +252,9 @@ def _data_facts(run: PublishedRun) -> dict[str, Any]:
             for name, value in counts.items()
             if _is_number(value)
         }
+    if run.manifest.get("streaming") is True:
+        read = [line["train/num_stories_read"] for line in run.metrics if "train/num_stories_read" in line]
+        facts["num_stories_read"] = f"{read[-1]:,}" if read else "an unknown number of"
     facts |= _filter_facts(run.manifest)
     if run.config is not None:
         pretrained = run.config.tokenizer.pretrained

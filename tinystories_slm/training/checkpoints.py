@@ -62,6 +62,8 @@ class TrainState:
     """Used share of the time after the warm-up; 0 without a time limit."""
     window_order: int = 1
     """`packing.ORDER_VERSION` of the batches; 1 in checkpoints of earlier versions."""
+    stream: dict[str, Any] | None = None
+    """`stream_position` of the next step with `data.streaming`; null without."""
     unlogged_losses: list[float] = field(default_factory=list)
     """Losses of the steps since the last line of metrics.jsonl, averaged over all processes."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinystories_slm.data.packing import PackedDataset
+from tinystories_slm.data.packing import WindowSource
 from tinystories_slm.errors import UserError
 from tinystories_slm.model import TinyStoriesForCausalLM
 
@@ -44,7 +44,7 @@ class DeviceError:
 
 
 def check_device(
-    model: TinyStoriesForCausalLM, dataset: PackedDataset, device: torch.device, precision: str
+    model: TinyStoriesForCausalLM, dataset: WindowSource, device: torch.device, precision: str
 ) -> None:
     """Compare Apple's GPU (MPS) with the CPU before a run's first step; other devices are not compared.
 

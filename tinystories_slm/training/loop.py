@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import IGNORED_LABEL
+from tinystories_slm.data.streaming import StreamError
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.evaluation.likelihood import score_stories
 from tinystories_slm.evaluation.tasks import EvalContext, parse_task_names, run_tasks
@@ -59,6 +60,7 @@ def train(config: RunConfig) -> Path:
         run.stop,
         run.watchdog,
         translate_machine_errors(config, run.runtime),
+        saved_at_stream_error(run),
     ):
         if run.progress.step == 0:
             keep_step(run)
@@ -221,6 +223,8 @@ def log(run: TrainingRun, update: dict[str, float | torch.Tensor]) -> None:
         "train/skipped_steps": progress.skipped_steps,
         "seconds": round(progress.seconds, 3),
     }
+    if run.dataset.num_stories_read is not None:
+        metrics["train/num_stories_read"] = run.dataset.num_stories_read
     run.recorder.log(metrics, step=progress.step, tokens=run.tokens)
     run.display.show(progress.step, metrics)
     losses.clear()
@@ -343,6 +347,7 @@ def save(run: TrainingRun) -> None:
     After skipped steps nothing is saved, unless the run ends here: the checkpoints from before them stay.
     """
     progress = run.progress
+    progress.stream = run.dataset.stream_position(progress.step, run.config.train.batch_size)
     _flush_device_metrics(run)
     if progress.consecutive_skipped_steps and not (progress.finished or run.stop_agreed):
         return
@@ -353,6 +358,17 @@ def save(run: TrainingRun) -> None:
         args = run.config.train
         save_checkpoint(run.accelerator, run.config.output_dir, progress, args=args, ema=run.ema)
     progress.saving_seconds = run.stopwatch.paused_s
+
+
+@contextlib.contextmanager
+def saved_at_stream_error(run: TrainingRun) -> Iterator[None]:
+    """Save the steps before a `StreamError`, which every process raises between two steps."""
+    try:
+        yield
+    except StreamError:
+        if run.progress.step:
+            save(run)
+        raise
 
 
 def _should_skip_step(run: TrainingRun, grad_norm: torch.Tensor) -> bool:

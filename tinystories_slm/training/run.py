@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.packing import ORDER_VERSION, PackedDataset, iter_documents, packing_class
+from tinystories_slm.data.packing import ORDER_VERSION, WindowSource, iter_documents, packing_class
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
+from tinystories_slm.data.streaming import open_stream
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.hardware.launch_env import is_launched
@@ -82,7 +84,7 @@ class TrainingRun:
     runtime: RuntimeSettings
     """Resolved value of every `auto` in `config`."""
     tokenizer: PreTrainedTokenizerBase
-    dataset: PackedDataset
+    dataset: WindowSource
     validation: list[np.ndarray]
     """Token ids of the validation stories, one int64 array (story_length,) each."""
     validation_prompts: np.ndarray | None
@@ -232,7 +234,8 @@ class TrainingRun:
         return self.kept_steps.keeps_model(step, is_saved=is_saved)
 
     def close(self) -> None:
-        """Close the display and the recorder, and unlock the run directory."""
+        """Close the data, the display and the recorder, and unlock the run directory."""
+        self.dataset.close()
         self.display.close()
         self.recorder.close()
         self.lock.release()
@@ -241,7 +244,7 @@ class TrainingRun:
 class _TrainingData(NamedTuple):
     manifest: Manifest
     tokenizer: PreTrainedTokenizerBase
-    dataset: PackedDataset
+    dataset: WindowSource
     validation_tokens: np.ndarray
     """Memory map (num_tokens,) of the validation split."""
     validation_prompts: np.ndarray | None
@@ -379,10 +382,20 @@ def _open_data(config: RunConfig, accelerator: Accelerator, checkpoint: Path | N
     validation_prompts = None
     if config.data.loss_on == "story":
         validation_prompts = open_prompt_lengths(data_dir, "validation", manifest)
+    if config.data.streaming:
+        dataset = open_stream(
+            config.data,
+            manifest,
+            seed=config.train.seed,
+            share=partial(broadcast_from_main, accelerator),
+            position=read_progress(checkpoint).stream if checkpoint else None,
+        )
+    else:
+        dataset = open_windows(config, manifest)
     return _TrainingData(
         manifest=manifest,
         tokenizer=tokenizer,
-        dataset=open_windows(config, manifest),
+        dataset=dataset,
         validation_tokens=open_tokens(data_dir, "validation", manifest),
         validation_prompts=validation_prompts,
     )

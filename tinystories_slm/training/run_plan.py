@@ -50,9 +50,10 @@ def log_run_plan(
         f"{num:,}", f"{num - num_embedding:,}", model_config.family, f"{model_config.vocab_size:,}",
     )  # fmt: skip
     logger.info(
-        "run: %d steps of %d x %d = %s tokens, %s in total, %.1f epochs of the %s training tokens",
-        args.max_steps, args.batch_size, config.data.seq_len, f"{tokens_per_step:,}",
-        f"{total_tokens:,}", total_tokens / train_tokens, f"{train_tokens:,}",
+        "run: %d steps of %d x %d = %s tokens, %s in total, %s",
+        args.max_steps, args.batch_size, config.data.seq_len, f"{tokens_per_step:,}", f"{total_tokens:,}",
+        f"of a stream, in chunks of {config.data.streaming_chunk_tokens:,}" if config.data.streaming
+        else f"{total_tokens / train_tokens:.1f} epochs of the {train_tokens:,} training tokens",
     )  # fmt: skip
     lr = peak_lr(args, hidden_size=model_config.hidden_size, tokens_per_step=tokens_per_step)
     scaled = f", scaled from {args.lr:g} at width {REFERENCE_WIDTH} and {REFERENCE_TOKENS:,} tokens per step"

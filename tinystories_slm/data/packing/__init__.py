@@ -2,7 +2,14 @@
 
 from tinystories_slm.data.packing.best_fit import BestFitPacking
 from tinystories_slm.data.packing.contiguous import ContiguousPacking
-from tinystories_slm.data.packing.dataset import IGNORED_LABEL, ORDER_VERSION, PADDING, Batch, PackedDataset
+from tinystories_slm.data.packing.dataset import (
+    IGNORED_LABEL,
+    ORDER_VERSION,
+    PADDING,
+    Batch,
+    PackedDataset,
+    WindowSource,
+)
 from tinystories_slm.data.packing.document import DocumentPacking
 from tinystories_slm.data.packing.documents import iter_documents
 from tinystories_slm.errors import UserError
@@ -17,6 +24,7 @@ __all__ = [
     "ContiguousPacking",
     "DocumentPacking",
     "PackedDataset",
+    "WindowSource",
     "iter_documents",
     "packing_class",
 ]

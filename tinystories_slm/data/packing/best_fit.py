@@ -29,8 +29,8 @@ class BestFitPacking(PackedDataset):
     exactly once; labels of padding are ignored. Stories of equal length exchange their windows in each epoch.
     """
 
-    def __init__(self, path: Path, **options: Any) -> None:
-        super().__init__(path, **options)
+    def __init__(self, source: Path | np.ndarray, **options: Any) -> None:
+        super().__init__(source, **options)
         self._plan = _Plan(self.document_ends, self.seq_len - 1)
         self.padding_share = 1 - self.num_predicted / (len(self) * (self.seq_len - 1))
         """Share of the tokens of the windows that is padding."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,18 +34,78 @@ class Batch(NamedTuple):
     None: positions count from the start of the window."""
 
 
-class PackedDataset(ABC):
-    """Endless epochs of `seq_len`-token windows of one token file.
+class WindowSource(ABC):
+    """Training windows in an order that is a function of (seed, step)."""
 
-    Each epoch contains every window exactly once, in a new order. A batch depends only on (seed, step),
-    so a resumed run and any number of processes see the same batches. A subclass defines the windows.
+    @abstractmethod
+    def batch(self, step: int, batch_size: int, *, rows: slice = slice(None)) -> Batch:
+        """Return the sequences of optimizer step `step` (from 0), or a subset of them.
+
+        Args:
+            step: Optimizer step, from 0.
+            batch_size: Sequences per step.
+            rows: Rows of the batch to return; default all.
+        """
+
+    def stream_position(self, step: int, batch_size: int) -> dict[str, Any] | None:
+        """Return where a resumed run starts to read for `step`, as JSON; None for files."""
+        return None
+
+    @property
+    def num_stories_read(self) -> int | None:
+        """Number of training stories that a stream has read; None of files."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """End what reads ahead; nothing for files."""
+
+
+class TokenFile:
+    """Token ids in a file without a header, little-endian.
+
+    Raises:
+        UserError: the size of the file is not a multiple of the id size.
+    """
+
+    def __init__(self, path: Path, token_dtype: str) -> None:
+        self.path = path
+        self._dtype = np.dtype(token_dtype).newbyteorder("<")
+        self._identity = _file_identity(path)
+        num_bytes = path.stat().st_size
+        if num_bytes % self._dtype.itemsize:
+            raise UserError(
+                f"{path} ({num_bytes} bytes): the size must be a multiple of {self._dtype.itemsize} bytes "
+                f"({token_dtype}); delete the file and prepare the data again"
+            )
+        self.num_tokens = num_bytes // self._dtype.itemsize
+
+    def read(self) -> np.memmap:
+        """Return the ids of the file, (num_tokens,).
+
+        Raises:
+            UserError: the file is no longer the one that was opened.
+        """
+        if _file_identity(self.path) != self._identity:
+            raise UserError(
+                f"{self.path} was replaced while this run reads it; resume the run, and use another "
+                "--data.data_dir for data with other options"
+            )
+        # Reopened for each batch: the pages of an open map count as memory of this process.
+        return np.memmap(self.path, dtype=self._dtype, mode="r", shape=(self.num_tokens,))
+
+
+class PackedDataset(WindowSource):
+    """Endless epochs of `seq_len`-token windows of one token file, or of ids in memory.
+
+    Each epoch contains every window exactly once, in a new order. A batch depends only on (seed, step), so a
+    resumed run and any number of processes see the same batches. A subclass defines the windows.
     """
 
     def __init__(
         self,
-        path: Path,
+        source: Path | np.ndarray,
         *,
-        token_dtype: str,
+        token_dtype: str = "uint16",
         seq_len: int,
         seed: int,
         eos_token_id: int,
@@ -55,8 +115,8 @@ class PackedDataset(ABC):
     ) -> None:
         """
         Args:
-            path: Token ids without a header, little-endian.
-            token_dtype: "uint16" or "uint32".
+            source: A `TokenFile`, or the ids themselves, (num_tokens,).
+            token_dtype: "uint16" or "uint32", of the file.
             seq_len: Tokens per window; 2 or more.
             seed: Seed of the window order; 0 or more.
             eos_token_id: End-of-text id that follows each story.
@@ -69,25 +129,20 @@ class PackedDataset(ABC):
         Raises:
             UserError: the file is shorter than one window, or its size is not a multiple of the id size.
         """
-        self.path = path
         self.seq_len = seq_len
         self.seed = seed
         self.eos_token_id = eos_token_id
         self.mask_across_stories = mask_across_stories
         self.prompt_lengths = prompt_lengths
         self.excluded = excluded
-        self._dtype = np.dtype(token_dtype).newbyteorder("<")
-        self._identity = _file_identity(path)
-        num_bytes = path.stat().st_size
-        if num_bytes % self._dtype.itemsize:
-            raise UserError(
-                f"{path} ({num_bytes} bytes): the size must be a multiple of {self._dtype.itemsize} bytes "
-                f"({token_dtype}); delete the file and prepare the data again"
-            )
-        self.num_tokens = num_bytes // self._dtype.itemsize
+        self._ids = TokenFile(source, token_dtype) if isinstance(source, Path) else source
+        if isinstance(source, np.ndarray):
+            self.num_tokens = len(source)
+            return
+        self.num_tokens = self._ids.num_tokens
         if self.num_tokens < seq_len:
             raise UserError(
-                f"data.seq_len ({seq_len}) is longer than the {self.num_tokens} tokens of {path}; "
+                f"data.seq_len ({seq_len}) is longer than the {self.num_tokens} tokens of {source}; "
                 "reduce it, or use more stories"
             )
 
@@ -122,14 +177,14 @@ class PackedDataset(ABC):
         return np.where(is_prompt, IGNORED_LABEL, input_ids)
 
     def batch(self, step: int, batch_size: int, *, rows: slice = slice(None)) -> Batch:
-        """Return the sequences of optimizer step `step` (from 0), or a subset of them.
+        return self._read(self.positions(step * batch_size + np.arange(batch_size)[rows]))
 
-        Args:
-            step: Optimizer step, from 0.
-            batch_size: Sequences per step.
-            rows: Rows of the batch to return; default all.
-        """
-        positions = self.positions(step * batch_size + np.arange(batch_size)[rows])
+    def sequences(self, epochs: np.ndarray, numbers: np.ndarray) -> Batch:
+        """Return sequences by epoch and place in it, each in [0, len(self)); both int64 (num_rows,)."""
+        return self._read(self._positions(epochs, numbers))
+
+    def _read(self, positions: np.ndarray) -> Batch:
+        """Return the tokens at `positions` (num_rows, seq_len) as a batch."""
         input_ids = np.where(
             positions == PADDING, self.eos_token_id, self.tokens()[positions].astype(np.int64)
         )
@@ -155,26 +210,22 @@ class PackedDataset(ABC):
             rows: Numbers of sequences in the order in which the run reads them, from 0: row r of step s is
                 s x batch_size + r, int64 (num_rows,).
         """
-        epochs, numbers = np.divmod(rows, len(self))
-        positions = np.empty((len(rows), self.seq_len), dtype=np.int64)
+        return self._positions(*np.divmod(rows, len(self)))
+
+    def _positions(self, epochs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        positions = np.empty((len(numbers), self.seq_len), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             windows = permute(numbers[epochs == epoch], len(self), (self.seed, epoch))
             positions[epochs == epoch] = self.token_positions(epoch, windows)
         return np.where(positions == PADDING, PADDING, positions % self.num_tokens)
 
-    def tokens(self) -> np.memmap:
-        """Return the ids of the file, (num_tokens,).
+    def tokens(self) -> np.ndarray:
+        """Return the ids, (num_tokens,).
 
         Raises:
             UserError: the file is no longer the one that was opened.
         """
-        if _file_identity(self.path) != self._identity:
-            raise UserError(
-                f"{self.path} was replaced while this run reads it; resume the run, and use another "
-                "--data.data_dir for data with other options"
-            )
-        # Reopened for each batch: the pages of an open map count as memory of this process.
-        return np.memmap(self.path, dtype=self._dtype, mode="r", shape=(self.num_tokens,))
+        return self._ids.read() if isinstance(self._ids, TokenFile) else self._ids
 
     @cached_property
     def document_ends(self) -> np.ndarray:

@@ -311,7 +311,11 @@ def _open_bytes(path: Path, stream: BinaryIO | None = None) -> Iterator[BinaryIO
 def _open_seekable(path: Path, stream: BinaryIO | None) -> Iterator[Path | BinaryIO]:
     """Yield what a parquet reader can seek in: the path, or a temporary copy of a stream."""
     if stream is None and path.suffix.lower() not in _DECOMPRESSORS:
-        yield path
+        if isinstance(path, Path):
+            yield path
+        else:  # not of this disk
+            with path.open("rb") as file:
+                yield file
         return
     with _open_bytes(path, stream) as file, tempfile.TemporaryFile() as copy:
         _copy_bounded(path, file, copy)
@@ -325,7 +329,7 @@ def _copy_bounded(path: Path, file: BinaryIO, copy: BinaryIO) -> None:
     Raises:
         UserError: `path` expands to more than `_MAX_EXPANDED_BYTES` and 20 times its size.
     """
-    size = path.stat().st_size if path.is_file() else 0  # 0 in an archive
+    size = path.stat().st_size if isinstance(path, Path) and path.is_file() else 0  # 0 in an archive
     left = max(_MAX_EXPANDED_BYTES, 20 * size)
     while chunk := file.read(_READ_BYTES):
         left -= len(chunk)

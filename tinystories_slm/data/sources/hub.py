@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 
 from tinystories_slm.data.sources import local
 from tinystories_slm.data.sources.file_formats import first_line, format_of, reject_lines
+from tinystories_slm.data.sources.hub_files import read_remote_file
 from tinystories_slm.data.sources.named_sets import NAMED_SETS, suggest_name
 from tinystories_slm.data.sources.selection import select_files, several_subsets_error, story_files
 from tinystories_slm.data.sources.separators import log_separators
-from tinystories_slm.data.sources.story_source import Splits, StorySource
+from tinystories_slm.data.sources.story_source import FileSequence, Splits, StorySource
 from tinystories_slm.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,10 +52,18 @@ class HubSource(StorySource):
     def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
         """Return the splits; `datasets` loads repositories of formats that this package does not read."""
         source, commit = self.value, resolve_dataset_commit(self.value, revision)
-        if files := select_story_files(source, commit, self.subset):
+        files = select_story_files(source, commit, self.subset)
+        if files and self.is_streamed:
+            return {
+                name: FileSequence(
+                    [partial(read_remote_file, source, commit, path, text_column) for path in paths]
+                )
+                for name, paths in files.items()
+            }
+        if files:
             return {name: partial(_read_files, source, commit, files, name, text_column) for name in files}
-        splits = load_splits(source, commit, text_column, self.subset)
-        return {name: partial(_read_split, split, source, text_column) for name, split in splits.items()}
+        splits = load_splits(source, commit, text_column, self.subset, is_streamed=self.is_streamed)
+        return {name: _open_split(split, source, text_column) for name, split in splits.items()}
 
     def num_download_bytes(self, revision: str | None, splits: Collection[str]) -> int:
         """Return the bytes of the story files of `splits`; of all files where `datasets` selects them."""
@@ -92,11 +102,28 @@ def _read_files(
     for file in files.get("validation", []):
         download_file(source, commit, file)
     paths = (download_file(source, commit, file) for file in files[split])
-    return local.read_files(paths, source, text_column)
+    return chain.from_iterable(local.read_story_file(path, source, text_column) for path in paths)
 
 
-def _read_split(split: datasets.Dataset, source: str, text_column: str) -> Iterator[str | None]:
-    return log_separators(reject_lines(iter_column(split, text_column), source), source)
+def _open_split(
+    split: datasets.Dataset | datasets.IterableDataset, source: str, text_column: str
+) -> FileSequence:
+    """Return the stories of a split that `datasets` reads; one of its shards stands for a file."""
+    shards = [split]
+    if hasattr(split, "num_shards"):  # streamed
+        shards = [split.shard(split.num_shards, index) for index in range(split.num_shards)]
+    return FileSequence([partial(_read_split, shard, source, text_column) for shard in shards])
+
+
+def _read_split(
+    split: datasets.Dataset | datasets.IterableDataset, source: str, text_column: str
+) -> Iterator[str | None]:
+    try:
+        yield from log_separators(reject_lines(iter_column(split, text_column), source), source)
+    except UserError:
+        raise
+    except Exception as error:  # of a streamed split: the types depend on builder and HTTP library
+        raise _load_error(source, None, error) from error
 
 
 def resolve_dataset_commit(source: str, revision: str | None = None) -> str:
@@ -225,9 +252,11 @@ def download_file(source: str, commit: str, file: str) -> Path:
 
 
 def load_splits(
-    source: str, commit: str | None, text_column: str, subset: str | None = None
-) -> dict[str, datasets.Dataset]:
+    source: str, commit: str | None, text_column: str, subset: str | None = None, *, is_streamed: bool = False
+) -> dict[str, datasets.Dataset] | dict[str, datasets.IterableDataset]:
     """Load every split of the dataset, reduced to `text_column`, through the cache of `datasets`.
+
+    With `is_streamed`, the splits are read over the network, without a copy.
 
     Raises:
         UserError: the dataset cannot be loaded, or has no such column of strings.
@@ -235,13 +264,14 @@ def load_splits(
     import datasets
 
     try:
-        splits = datasets.load_dataset(source, **({"name": subset} if subset else {}), revision=commit)
+        options = ({"name": subset} if subset else {}) | ({"streaming": True} if is_streamed else {})
+        splits = datasets.load_dataset(source, **options, revision=commit)
     except Exception as error:  # the types depend on builder, file system and HTTP library
         raise _load_error(source, commit, error) from error
     return {str(name): _select_text_column(split, source, text_column) for name, split in splits.items()}
 
 
-def iter_column(split: datasets.Dataset, text_column: str) -> Iterator[str | None]:
+def iter_column(split: datasets.Dataset | datasets.IterableDataset, text_column: str) -> Iterator[str | None]:
     """Yield the values of column `text_column` in order."""
     for batch in split.iter(batch_size=1024):
         yield from batch[text_column]
@@ -257,7 +287,11 @@ def _load_error(source: str, commit: str | None, error: Exception) -> UserError:
     )
 
 
-def _select_text_column(split: datasets.Dataset, source: str, text_column: str) -> datasets.Dataset:
+def _select_text_column(
+    split: datasets.Dataset | datasets.IterableDataset, source: str, text_column: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    if split.features is None:  # streamed, and known only from the rows
+        split = split._resolve_features()
     if text_column not in split.column_names:
         columns = ", ".join(map(repr, split.column_names))
         raise UserError(

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import yaml
 from huggingface_hub import metadata_load
@@ -21,7 +21,7 @@ from tinystories_slm.data.sources.file_formats import (
 )
 from tinystories_slm.data.sources.selection import Config, group_by_split, select_files, visible
 from tinystories_slm.data.sources.separators import log_separators
-from tinystories_slm.data.sources.story_source import Splits, StorySource
+from tinystories_slm.data.sources.story_source import FileSequence, Splits, StorySource
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import file_sha256
 from tinystories_slm.io.file_errors import expand_user
@@ -51,7 +51,7 @@ class LocalSource(StorySource):
 
     def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
         return {
-            name: partial(read_files, paths, self.value, text_column)
+            name: open_files(paths, self.value, text_column)
             for name, paths in files_by_split(self.value, self.subset).items()
         }
 
@@ -62,15 +62,31 @@ class LocalSource(StorySource):
         return self.local_path().resolve().name
 
 
-def read_files(paths: Iterable[Path], source: str, text_column: str) -> Iterator[str | None]:
-    """Yield the stories of all files in order; each archive is read once."""
-    for archive, files in groupby(paths, key=archive_of):
+def open_files(paths: Iterable[PurePath], source: str, text_column: str) -> FileSequence:
+    """Return the stories of all files in order; each archive is one file, and read once."""
+    files: list[Callable[[], Iterator[str | None]]] = []
+    for archive, group in groupby(paths, key=archive_of):
         if archive is None:
-            for path in files:
-                yield from log_separators(read_file(path, text_column), source)
+            files += [partial(read_story_file, path, source, text_column) for path in group]
         else:
-            members = {path.relative_to(archive).as_posix() for path in files}
-            yield from log_separators(read_archive(archive, members.__contains__, text_column), source)
+            members = {path.relative_to(archive).as_posix() for path in group}
+            files.append(partial(_read_archive, archive, members, source, text_column))
+    return FileSequence(files)
+
+
+def read_story_file(path: PurePath, source: str, text_column: str) -> Iterator[str | None]:
+    """Yield the stories of one file that is no archive.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return log_separators(read_file(path, text_column), source)
+
+
+def _read_archive(
+    archive: PurePath, members: set[str], source: str, text_column: str
+) -> Iterator[str | None]:
+    return log_separators(read_archive(archive, members.__contains__, text_column), source)
 
 
 def files_by_split(source: str, subset: str | None = None, *, warn: bool = True) -> dict[str, list[Path]]:
@@ -93,8 +109,10 @@ def files_by_split(source: str, subset: str | None = None, *, warn: bool = True)
     return {split: [root / path for path in paths] for split, paths in selected.items()}
 
 
-def archive_of(path: Path) -> Path | None:
-    """Return the tar archive that contains `path`, or None for a file on disk."""
+def archive_of(path: PurePath) -> Path | None:
+    """Return the tar archive on this disk that contains `path`, or None for another file."""
+    if not isinstance(path, Path):
+        return None
     return next((parent for parent in path.parents if is_archive(parent) and parent.is_file()), None)
 
 

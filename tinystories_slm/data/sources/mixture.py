@@ -38,6 +38,8 @@ class OpenPart:
     """Distance between its stories in the mixture; inversely proportional to the weight."""
     splits: Splits
     counts: PartCounts
+    num_read_before: int = 0
+    """Training stories of the epoch that were read before a resumed stream starts."""
 
     def position_of_next(self) -> int:
         """Place of its next training story in the mixture, in the same unit for all parts."""
@@ -75,7 +77,8 @@ class MixedSplits(dict[str, Callable[[], Iterable[str | None]]]):
         """
         streams = []
         for part in self.parts:
-            part.counts["num_train_stories"] = part.counts["num_validation_stories"] = 0
+            part.counts["num_train_stories"] = part.num_read_before
+            part.counts["num_validation_stories"] = 0
             names = ("train", "validation") if has_holdout(part.splits) else ("train",)
             streams.append(read_part(part.splits, *names))
         num_read = 0
@@ -127,7 +130,7 @@ class MixtureSource(StorySource):
         """The source of each part."""
         from tinystories_slm.data.sources.registry import find_source  # which imports this module
 
-        return [find_source(part.name, part.subset) for part in self.parts]
+        return [find_source(part.name, part.subset, is_streamed=self.is_streamed) for part in self.parts]
 
     def check_exists(self) -> None:
         if self.subset is not None:

@@ -22,6 +22,11 @@ class StoryFiles:
     end_row: int | None = None
     """Number of the row after the last one; null for all."""
 
+    @property
+    def selects_rows(self) -> bool:
+        """Whether the split is a part of the rows of its files."""
+        return self.first_row > 0 or self.end_row is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet:

@@ -2,14 +2,15 @@
 
 from collections.abc import Collection, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 
 from tinystories_slm.data.sources import hub, local
 from tinystories_slm.data.sources.file_formats import read_archive
+from tinystories_slm.data.sources.hub_files import remote_path
 from tinystories_slm.data.sources.named_sets import NAMED_SETS, NamedSet, StoryFiles
 from tinystories_slm.data.sources.selection import match_paths, matches_any
 from tinystories_slm.data.sources.separators import log_separators
-from tinystories_slm.data.sources.story_source import Splits, StorySource
+from tinystories_slm.data.sources.story_source import FileSequence, Splits, StorySource
 from tinystories_slm.errors import UserError
 
 
@@ -37,7 +38,12 @@ class NamedSource(StorySource):
     def open_splits(self, revision: str | None, text_column: str, max_stories: int | None) -> Splits:
         commit = self.resolve_revision(revision)
         column = self._set.text_column if text_column == "text" else text_column
-        return {name: partial(self._read, files, commit, column) for name, files in self._set.splits.items()}
+        return {
+            name: self._open_split(files, commit, column)
+            if self.is_streamed and not files.selects_rows
+            else partial(self._read, files, commit, column)
+            for name, files in self._set.splits.items()
+        }
 
     def num_download_bytes(self, revision: str | None, splits: Collection[str]) -> int:
         sizes = hub.list_files(self._set.repository, revision or self._set.revision)
@@ -71,26 +77,24 @@ class NamedSource(StorySource):
         return [path for pattern in self._set.splits[split].files for path in match_paths(paths, pattern)]
 
     def _read(self, files: StoryFiles, commit: str, column: str) -> Iterator[str | None]:
-        stories = chain.from_iterable(
-            self._read_pattern(files, pattern, commit, column) for pattern in files.files
-        )
-        return islice(stories, files.first_row, files.end_row)
+        return islice(self._open_split(files, commit, column)(), files.first_row, files.end_row)
 
-    def _read_pattern(
-        self, files: StoryFiles, pattern: str, commit: str, column: str
-    ) -> Iterator[str | None]:
+    def _open_split(self, files: StoryFiles, commit: str, column: str) -> FileSequence:
         repository = self._set.repository
-        found = match_paths(hub.list_files(repository, commit), pattern)
-        if not found:
-            raise UserError(
-                f"data.source ({self.value}): {repository} at {commit} has no file {pattern}; "
-                "remove data.revision, or set it to a commit with this file"
-            )
-        paths = (hub.download_file(repository, commit, file) for file in found)
+        sizes = hub.list_files(repository, commit)
+        found = []
+        for pattern in files.files:
+            if not (matches := match_paths(sizes, pattern)):
+                raise UserError(
+                    f"data.source ({self.value}): {repository} at {commit} has no file {pattern}; "
+                    "remove data.revision, or set it to a commit with this file"
+                )
+            found += matches
+        return FileSequence([partial(self._read_file, files, commit, file, column) for file in found])
+
+    def _read_file(self, files: StoryFiles, commit: str, file: str, column: str) -> Iterator[str | None]:
+        locate = remote_path if self.is_streamed else hub.download_file
+        path = locate(self._set.repository, commit, file)
         if not files.members:
-            yield from local.read_files(paths, self.value, column)
-            return
-        for path in paths:
-            yield from log_separators(
-                read_archive(path, partial(matches_any, files.members), column), self.value
-            )
+            return local.read_story_file(path, self.value, column)
+        return log_separators(read_archive(path, partial(matches_any, files.members), column), self.value)

@@ -18,10 +18,12 @@ SOURCES: dict[str, type[StorySource]] = {
 """Sources by kind; docs/extending.md adds one. The last added that matches is chosen; `hub` matches all."""
 
 
-def find_source(value: str, subset: str | None = None) -> StorySource:
+def find_source(value: str, subset: str | None = None, *, is_streamed: bool = False) -> StorySource:
     """Return the source for `value` of `data.source` and `subset` of `data.subset`; it may not exist."""
     kinds = reversed(SOURCES.values())
-    return _create(next(kind for kind in kinds if kind.matches(value)), value, subset)
+    source = _create(next(kind for kind in kinds if kind.matches(value)), value, subset)
+    source.is_streamed = is_streamed
+    return source
 
 
 def find_recorded_source(value: str, revision: object, subset: str | None = None) -> StorySource | None:

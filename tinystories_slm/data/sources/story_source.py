@@ -3,7 +3,8 @@
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,16 @@ logger = logging.getLogger(__name__)
 
 Splits = dict[str, Callable[[], Iterable[str | None]]]
 """Split name -> function that opens the split and yields its texts, with `None` for a null."""
+
+
+class FileSequence:
+    """A split of several files, each a function as in `Splits`; a stream resumes at the start of any file."""
+
+    def __init__(self, files: Sequence[Callable[[], Iterable[str | None]]]) -> None:
+        self.files = files
+
+    def __call__(self) -> Iterator[str | None]:
+        return chain.from_iterable(read() for read in self.files)
 
 
 class StorySource(ABC):
@@ -34,6 +45,9 @@ class StorySource(ABC):
 
     subset: str | None = None
     """Configuration that `data.subset` selects; null for the default one."""
+
+    is_streamed: bool = False
+    """Whether `open_splits` reads files of the Hub over the network, without a copy on this disk."""
 
     def __init__(self, value: str) -> None:
         self.value = value
