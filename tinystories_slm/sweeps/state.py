@@ -62,7 +62,7 @@ def read_state(args: SweepArgs, run: SweepRun) -> RunState:
     path = find_run_dir(run)
     config = replace(run.config, output_dir=path)
     flags = (*run.flags[:-1], f"--output_dir={path}")
-    state = RunState(replace(run, config=config, flags=flags), path, problem=_logged_error(args, run))
+    state = RunState(replace(run, config=config, flags=flags), path, problem=_logged_error(args, path.name))
     found = checkpoints(path)
     state = replace(state, step=checkpoint_step(found[-1]) if found else 0)
     try:
@@ -157,12 +157,12 @@ def _read_card(args: SweepArgs, run: SweepRun) -> dict[str, Any] | None:
 
 
 def log_path(args: SweepArgs, name: str) -> Path:
-    """Return the file that the output of the commands of a run is appended to."""
+    """Return the file for the output of the commands of a run directory."""
     return args.output_dir / LOGS / f"{name}.log"
 
 
-def _logged_error(args: SweepArgs, run: SweepRun) -> str | None:
-    line = last_line(log_path(args, run.name))
+def _logged_error(args: SweepArgs, name: str) -> str | None:
+    line = last_line(log_path(args, name))
     return line.removeprefix("error: ") if line.startswith("error: ") else None
 
 

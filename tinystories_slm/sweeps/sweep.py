@@ -24,6 +24,7 @@ from tinystories_slm.sweeps.state import (
     RunState,
     card_flags,
     evaluate_flags,
+    find_run_dir,
     log_path,
     read_state,
     read_states,
@@ -113,7 +114,8 @@ def _prepare(args: SweepArgs, runs: Sequence[SweepRun], stop: StopRequest) -> di
 
 
 def _task(args: SweepArgs, run: SweepRun) -> Task:
-    return Task(run.name, log_path(args, run.name), lambda: _next_command(args, read_state(args, run)))
+    log = log_path(args, find_run_dir(run).name)
+    return Task(run.name, log, lambda: _next_command(args, read_state(args, run)))
 
 
 def _next_command(args: SweepArgs, state: RunState) -> SweepCommand | None:
