@@ -34,7 +34,12 @@ def demo(args: DemoArgs) -> None:
     if find_spec("gradio") is None:
         raise UserError("gradio is not installed; pip install 'tinystories_slm[demo]'")
     print(serve(args), flush=True)
-    threading.Event().wait()  # until Ctrl-C or SIGTERM
+    _wait_for_signal()
+
+
+def _wait_for_signal() -> None:
+    """Block until Ctrl-C or SIGTERM ends the process."""
+    threading.Event().wait()
 
 
 def serve(args: DemoArgs) -> str:
