@@ -6,11 +6,14 @@ without `trust_remote_code`.
 
 import multiprocessing
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__version__ = version("tinystories_slm")
+try:
+    __version__ = version("tinystories_slm")
+except PackageNotFoundError:  # a copy of the package that is not installed, as in a Space
+    __version__ = "unknown"
 __all__ = ["TinyStoriesConfig", "TinyStoriesForCausalLM", "TinyStoriesModel", "__version__"]
 
 

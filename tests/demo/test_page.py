@@ -25,7 +25,9 @@ class Visitor:
     """A browser tab with the page, its errors and the hosts that it requests from."""
 
     def __init__(self, browser, address: str, width: int = 1280, scheme: str = "light") -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 500
+        )
         self.errors, self.urls = [], []
         self.page.on("console", lambda message: self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -106,6 +108,10 @@ def test_a_visitor_types_and_sees_the_story_of_the_generate_command(
     )
     text_color, background = map(brightness, colors)
     assert (text_color > background) == (scheme == "dark") and abs(text_color - background) > 400
+    if scheme == "dark":
+        visitor.page.locator(".word").nth(9).tap()
+        box = visitor.page.locator(".alternatives:visible").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
     assert visitor.errors == []
     assert {url.split("/")[2].split(":")[0] for url in visitor.urls if "://" in url} == {"127.0.0.1"}
     assert contacted <= {"127.0.0.1", "0.0.0.0", "::1", "localhost"}

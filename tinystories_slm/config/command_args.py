@@ -524,7 +524,9 @@ class DemoArgs:
     def __post_init__(self) -> None:
         expand_home(self)
         if not self.models or not all(self.models):
-            raise UserError(f"model ({self.model!r}): must name a model; set --model RUN/best or a Hub id")
+            raise UserError(
+                f"model ({', '.join(self.models)}): must name a model; set --model RUN/best or a Hub id"
+            )
         for name in ("max_new_tokens", "concurrency", "queue_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} ({getattr(self, name)}) must be at least 1")

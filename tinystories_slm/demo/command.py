@@ -33,8 +33,13 @@ def demo(args: DemoArgs) -> None:
         return
     if find_spec("gradio") is None:
         raise UserError("gradio is not installed; pip install 'tinystories_slm[demo]'")
-    serve(args)
-    threading.Event().wait()  # until Ctrl-C or SIGTERM
+    print(serve(args), flush=True)
+    _wait_for_signal()
+
+
+def _wait_for_signal() -> None:
+    """Block until Ctrl-C or SIGTERM ends the process."""
+    threading.Event().wait()
 
 
 def serve(args: DemoArgs) -> str:
@@ -49,9 +54,8 @@ def serve(args: DemoArgs) -> str:
     if models[0].model.device.type == "cpu":
         # Threads of several stories on one core would wait for each other.
         torch.set_num_threads(max(1, num_usable_cores() // args.concurrency))
-    address = launch_page(build_page(models, args, find_report_cards(args)), args)
-    logger.info("models %s; the page: %s", ", ".join(one.name for one in models), address)
-    return address
+    logger.info("models %s on %s", ", ".join(one.name for one in models), models[0].model.device)
+    return launch_page(build_page(models, args, find_report_cards(args)), args)
 
 
 def load_models(args: DemoArgs) -> list[StoryModel]:

@@ -58,6 +58,7 @@ function show(word) {
     tip.append(...others.map((other) => row(story, at, token, other)));
     if (others.length && !others.some((other) => other.id === token.id)) tip.append(row(story, at, token, token));
   }
+  if (tip.querySelector("button:enabled")) tip.append(make("p", "part", "Choose one to continue the story from there."));
   tip.hidden = false;
   const at = word.getClientRects()[0], size = tip.getBoundingClientRect();
   const isBelow = at.bottom + size.height + 8 < innerHeight || at.top < size.height + 8;

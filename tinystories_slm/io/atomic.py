@@ -111,7 +111,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             _fsync(file)
         if path.exists():
             remove_directory(path)
