@@ -183,7 +183,10 @@ def test_a_full_queue_rejects_all_choices_of_a_request():
         subject.submit([choice(4, [1], 5), choice(5, [1], 5)])
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     assert subject.num_waiting == 4
+    subject.check_room()
     subject.submit([choice(4, [1], 5)])
+    with pytest.raises(ApiError, match=r"queue is full \(5 waiting, 1 more requested\)"):
+        subject.check_room()
     assert {piece.choice.index for piece in run_until_idle(subject)} == {0, 1, 2, 3, 4}
 
 

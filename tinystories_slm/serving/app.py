@@ -145,6 +145,7 @@ class App:
         build_choices: Callable[..., list[Choice]],
         format_type: type[CompletionFormat],
     ) -> Response:
+        self.scheduler.check_room()
         body = parse_body(await self._read_body(request), body_type)
         queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         choices = await run_in_threadpool(build_choices, self.served, body, queue.put_nowait)

@@ -55,19 +55,31 @@ class Scheduler:
             ApiError: the queue has no place for all of them, or the scheduler is closed.
         """
         with self._changed:
-            if self._is_closed:
-                raise ApiError(503, "the server is stopping; use another one")
-            room = self.max_waiting + self.batch.num_free_slots - len(self._waiting)
-            if len(choices) > room:
-                raise ApiError(
-                    429,
-                    f"the queue is full ({len(self._waiting)} waiting, {len(choices)} more requested); "
-                    f"retry after {_RETRY_AFTER_S} s",
-                    code="queue_full",
-                    headers={"Retry-After": str(_RETRY_AFTER_S)},
-                )
+            self._check_room(len(choices))
             self._waiting.extend(choices)
             self._changed.notify()
+
+    def check_room(self) -> None:
+        """Check that a request may be read: a full queue keeps none in memory.
+
+        Raises:
+            ApiError: as for `submit`.
+        """
+        with self._changed:
+            self._check_room(1)
+
+    def _check_room(self, num_choices: int) -> None:
+        if self._is_closed:
+            raise ApiError(503, "the server is stopping; use another one")
+        room = self.max_waiting + self.batch.num_free_slots - len(self._waiting)
+        if num_choices > room:
+            raise ApiError(
+                429,
+                f"the queue is full ({len(self._waiting)} waiting, {num_choices} more requested); "
+                f"retry after {_RETRY_AFTER_S} s",
+                code="queue_full",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+            )
 
     def step(self) -> list[Piece]:
         """Decode one token of each running choice and the first token of newly admitted ones."""
