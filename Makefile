@@ -7,6 +7,7 @@
 # make test-lowered   run the tests of kernels and numerics as on an older CPU (AVX2, no bfloat16 instructions)
 # make common-suite   run transformers' own tests on our models; they are fetched from the package index
 # make reliability    run the fault tests and write the table of docs/reliability.md
+# make notebooks      write and execute the notebooks from notebooks/source
 # make browser        install chromium and npm for the tests of the browser page
 # make slurm          install Slurm for the tests of the job scripts, and name their two nodes in /etc/hosts
 PYTHON ?= python3
@@ -24,7 +25,7 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability clean
+.PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability notebooks clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml --data.source="$${DATA:-builtin}"
@@ -85,6 +86,10 @@ lint: .venv/installed-dev
 # Write the table of docs/reliability.md from the tests that cause each fault.
 reliability: .venv/installed-dev
 	$(BIN)/python -m pytest tests/training --reliability docs/reliability.md
+
+# Write notebooks/*.ipynb from notebooks/source, and execute them.
+notebooks: .venv/installed-dev
+	$(BIN)/python notebooks/build_notebooks.py
 
 # data/ and runs/ stay: they contain trained models and files of the user.
 clean:

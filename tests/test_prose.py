@@ -33,11 +33,9 @@ ALLOWED: dict[str, set[str]] = {}
 
 
 def python_files() -> list[Path]:
-    return [
-        path
-        for path in sorted((ROOT / "tinystories_slm").rglob("*.py"))
-        if "grammar/plots" not in path.as_posix()
-    ]
+    package = sorted((ROOT / "tinystories_slm").rglob("*.py"))
+    notebooks = [*(ROOT / "notebooks").glob("*.py"), *(ROOT / "notebooks").glob("*/*.py")]
+    return [path for path in package + sorted(notebooks) if "grammar/plots" not in path.as_posix()]
 
 
 def documents() -> list[Path]:
@@ -45,6 +43,7 @@ def documents() -> list[Path]:
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "model_card.md",
+        ROOT / "notebooks/README.md",
         *sorted((ROOT / "docs").glob("*.md")),
     ]
 

@@ -32,7 +32,7 @@ def floor(requirement: Requirement) -> Version:
     return lowest
 
 
-@pytest.mark.parametrize("extra", [None, "demo", "export", "finetune", "track"])
+@pytest.mark.parametrize("extra", [None, "demo", "export", "finetune", "notebooks", "track"])
 def test_every_pin_lies_in_its_range_and_every_requirement_has_a_floor(extra):
     for name, requirement in requirements(extra).items():
         pinned = pins()[re.sub(r"[-_.]+", "-", name).lower()]

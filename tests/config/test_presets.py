@@ -11,6 +11,7 @@ from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 # layers, hidden, heads, feed-forward, context, vocabulary, parameters: total and without embeddings
 PRESETS = {
     "debug": (2, 32, 4, 128, 64, 512, 43_168, 24_736),
+    "course": (2, 128, 4, 352, 256, 2_048, 664_320, 402_176),
     "quickstart": (3, 128, 2, 352, 256, 2_048, 865_536, 603_392),
     "minute": (2, 128, 2, 352, 256, 4_096, 926_592, 402_304),
     "instruct": (3, 128, 2, 352, 384, 2_048, 865_536, 603_392),
