@@ -2,12 +2,17 @@
 
 import json
 import re
+import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from conftest import ROOT
 
+from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.demo.live_stories import LiveStory, start_story
+from tinystories_slm.demo.story_html import render_story
 from tinystories_slm.generation import generate_texts
 
 NUM_USERS = 50
@@ -87,3 +92,17 @@ def test_error_over_http_is_the_message(serve, tales):
     event, data = call(address, "Once", 5, 0.0005, 50, 0.95, "1")
     assert event == "error"
     assert "temperature (0.0005) must be 0 (greedy) or at least 0.001; try 0.8" in str(data)
+
+
+@pytest.mark.slow
+def test_benchmark_measures_users_of_the_page(tales, tales_folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))
+    found = benchmark["measure"](str(tales_folder), 3, 2)
+    assert found["errors"] == [] and found["wrong_stories"] == 0
+    assert len(found["story_s"]["values"]) == 3 and found["peak_bytes"] >= found["idle_bytes"] > 1e8
+    assert 0 < found["first_word_s"]["median"] <= found["story_s"]["max"]
+    text = benchmark["prompt_of"](0) + " in a hut."  # not what the model writes
+    start = start_story(tales, text, 1, SamplingParams(max_new_tokens=1))
+    outcome = {"html": render_story(LiveStory(text, "stop", start, start.request.token_ids))}
+    assert benchmark["count_wrong_stories"](str(tales_folder), [outcome]) == 1

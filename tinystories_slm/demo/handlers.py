@@ -43,13 +43,15 @@ class StopSignals:
                 self._events.popitem(last=False)
             return event
 
-    def find(self, session: str) -> threading.Event:
-        """Return the event of `session`."""
+    def find(self, session: str | None) -> threading.Event:
+        """Return the event of `session`; a new one without a session, as of a call over HTTP."""
+        if session is None:
+            return threading.Event()
         with self._lock:
             event = self._events.get(session)
         return event or self.renew(session)
 
-    def remove(self, session: str) -> None:
+    def remove(self, session: str | None) -> None:
         """Forget the event of `session`."""
         with self._lock:
             self._events.pop(session, None)
@@ -85,10 +87,9 @@ class StoryHandlers:
     ) -> Iterator[list[Any]]:
         """Yield the status, the buttons and the story of model `index` as it goes on after a chosen word."""
         seed, sampling = self._read_options(*options)
-        model = self.models[index]
-        start = branch_story(
-            model, event.token_ids, int(event.num_prompt_tokens), tuple(event.chosen), seed, sampling
-        )
+        model, token_ids = self.models[index], event.token_ids[:_MAX_PROMPT_CHARS]
+        chosen = [one for one in range(len(token_ids) - 1) if one in event.chosen]
+        start = branch_story(model, token_ids, int(event.num_prompt_tokens), chosen, seed, sampling)
         yield from self._stream([model], [start], sampling, self.stops.renew(request.session_hash))
         self.stops.remove(request.session_hash)
 
