@@ -9,7 +9,6 @@ from typing import Any
 from starlette.responses import Response
 from transformers import PreTrainedTokenizerBase
 
-from tinystories_slm.generation.request import FinishReason
 from tinystories_slm.serving.choice import Choice, Piece, ScoredToken
 
 
@@ -112,20 +111,12 @@ def merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
     return [
         Piece(
             choice,
-            _join_texts(parts),
+            "".join(part.text for part in parts),
             [token for part in parts for token in part.tokens],
-            _last_reason(parts),
+            parts[-1].finish_reason,
         )
         for choice, parts in sorted(of_choice.items(), key=lambda item: item[0].index)
     ]
-
-
-def _join_texts(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
-
-
-def _last_reason(pieces: Sequence[Piece]) -> FinishReason | None:
-    return pieces[-1].finish_reason
 
 
 def usage(choices: Sequence[Choice]) -> dict[str, int]:
