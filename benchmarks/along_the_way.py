@@ -29,14 +29,18 @@ from tinystories_slm.runs.figures import Figure
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training import train
 
-CODE = "The code of the old chest is {digit}{digit}{digit}."
-COPIES = (0, 4, 64)
+CODES = {
+    "The lamp in the attic has the number {digit}{digit}{digit}.": 0,
+    "My aunt lives in room {digit}{digit}{digit} of the castle.": 4,
+    "The code of the old chest is {digit}{digit}{digit}.": 64,
+}
+"""Text -> copies. Different texts: a code that is memorized would expose another one after the same words."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "along_the_way")
-    parser.add_argument("--steps", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--stories", type=int, default=4000)
     parser.add_argument("--generated", type=int, default=32, help="stories generated at each step")
     parser.add_argument("--quick", action="store_true", help="few steps; writes into the folder alone")
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def config_of(folder: Path, num_steps: int, num_stories: int) -> RunConfig:
-    canaries = [{"text": CODE, "count": count} for count in COPIES]
+    canaries = [{"text": text, "count": count} for text, count in CODES.items()]
     flags = {
         "output_dir": folder / "run",
         "data.data_dir": folder / "data",

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as numbers
 from itertools import islice
 from typing import Any
 
@@ -37,9 +38,20 @@ class Canary:
 
     @property
     def index(self) -> int:
-        """Number of the filling that is planted, drawn by a hash of the template."""
-        digest = hashlib.sha256(self.template.encode("utf-8")).digest()
-        return (int.from_bytes(digest[:8], "big") + self.occurrence) % self.num_fillings
+        """Number of the filling that is planted, drawn by hashes of the template.
+
+        The fillings of one template are independent draws: neighbors would share digits, and a model that
+        memorizes one of them would expose the others.
+        """
+        drawn: list[int] = []
+        for draw in numbers():
+            digest = hashlib.sha256(f"{draw} {self.template}".encode()).digest()
+            index = int.from_bytes(digest[:8], "big") % self.num_fillings
+            if index not in drawn:
+                drawn.append(index)
+            if len(drawn) > self.occurrence:
+                break
+        return drawn[-1]
 
     @property
     def text(self) -> str:

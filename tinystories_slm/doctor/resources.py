@@ -118,7 +118,7 @@ def check_disk(config: RunConfig, device: torch.device, run_precision: str) -> I
 
 
 def _max_steps(config: RunConfig, model: TinyStoriesConfig, device: torch.device, run_precision: str) -> int:
-    """Return the number of steps that a run on one process cannot exceed."""
+    """Return the number of steps of a run on one process; with a time limit, at peak FLOP/s."""
     train = config.train
     if train.max_minutes is None:
         return train.max_steps

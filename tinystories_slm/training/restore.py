@@ -67,6 +67,8 @@ def restore_model_folder(config: RunConfig, folder: Path, step: int) -> bool:
         pad_token_id=tokenizer.pad_token_id,
     )
     model_config.training_data, model_config.training_step = training_data_record(manifest, run_dir), step
+    if config.train.ema_decay is not None:
+        model_config.ema_decay = config.train.ema_decay
     model = TinyStoriesForCausalLM(model_config)
     load_model(model, str(weights))
     save_model_folder(model, tokenizer, folder)

@@ -121,17 +121,20 @@ def count_kept(args: CheckpointArgs, num_steps: int) -> KeptCounts:
 
 
 def max_reachable_steps(args: ScheduleArgs, *, step_flops: float, flops_per_second: float) -> int:
-    """Return the number of steps that a run cannot exceed: `train.max_steps`, or its time at peak FLOP/s."""
+    """Return an estimate of the steps from above: `train.max_steps`, or what its time allows at peak FLOP/s.
+
+    A peak that was measured while other programs ran is too low, and so is then the estimate.
+    """
     if args.max_minutes is None:
         return args.max_steps
     return min(args.max_steps, math.ceil(60 * args.max_minutes * flops_per_second / step_flops))
 
 
 def format_kept(counts: KeptCounts, disk: Disk, num_steps: int) -> str:
-    """Return the kept folders of a run of at most `num_steps` and their bytes, as a phrase."""
+    """Return the kept folders of a run of `num_steps` and their bytes, as a phrase."""
     return (
         f"{counts.checkpoints} checkpoints of {format_bytes(disk.checkpoint)} and {counts.models} model "
-        f"folders of {format_bytes(disk.model_folder)} in steps/ after {num_steps:,} steps"
+        f"folders of {format_bytes(disk.model_folder)} in steps/ at the end, after {num_steps:,} steps"
     )
 
 

@@ -121,4 +121,4 @@ def _log_memory_and_disk(
         format_bytes(memory.total), format_bytes(memory.logits), format_bytes(disk.run_folder),
     )  # fmt: skip
     if kept.models:
-        logger.info("kept: at most %s", format_kept(kept, disk, max_steps))
+        logger.info("kept: %s", format_kept(kept, disk, max_steps))
