@@ -22,6 +22,7 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.export.byte_level import require_byte_level_bpe
 from tinystories_slm.export.checks import EquivalenceCheck, compare, require_equal, require_same_ids
 from tinystories_slm.export.native import native_model, rope_halves_to_pairs
+from tinystories_slm.export.ollama import write_modelfile
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import default_generation_config
 
@@ -52,7 +53,7 @@ def export_gguf(
     *,
     quantization: Literal["f32", "f16", "q8_0"],
 ) -> list[EquivalenceCheck]:
-    """Write model.gguf to `folder`, with the tokenizer and generation config in the files of transformers.
+    """Write model.gguf to `folder`, with tokenizer and generation config for transformers, and a Modelfile.
 
     Returns:
         Two comparisons of the file, loaded by transformers: with the model whose weights are rounded in the
@@ -69,13 +70,15 @@ def export_gguf(
     if data := getattr(native.config, "training_data", None):
         writer.add_string("tinystories_slm.training_data", json.dumps(data))
     _add_vocabulary(writer, tokenizer, native.config.vocab_size)
-    _add_sampling(writer, default_generation_config(model, tokenizer))
+    defaults = default_generation_config(model, tokenizer)
+    _add_sampling(writer, defaults)
     rounded = _add_weights(writer, native, _TYPES[quantization][0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    default_generation_config(model, tokenizer).save_pretrained(folder)
+    defaults.save_pretrained(folder)
+    write_modelfile(folder, FILE, tokenizer, defaults, model.config.max_position_embeddings)
     tokenizer.model_max_length = model.config.max_position_embeddings
     save_tokenizer(tokenizer, folder)
 
