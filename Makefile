@@ -1,5 +1,7 @@
 # make story          train a small model on the built-in corpus and generate a story; DATA=PATH or a Hub id: on that
-#                     corpus; TORCH=default, cpu, cu126, ...: with that build of torch (see install.py)
+#                     corpus; MINUTES=10: the best model that ten minutes allow on this machine; MORE=10: train ten
+#                     minutes more; TORCH=default, cpu, cu126, ...: with that build of
+#                     torch (see install.py)
 # make test           run the tests, without those that are marked slow
 # make test-all       run all tests
 # make lint           check style and import rules
@@ -14,7 +16,9 @@ PYTHON ?= python3
 # Recipes receive these as environment variables, so that neither make nor the shell interprets their characters.
 override DATA := $(value DATA)
 override TORCH := $(value TORCH)
-export DATA TORCH
+override MORE := $(value MORE)
+override MINUTES := $(value MINUTES)
+export DATA TORCH MORE MINUTES
 
 BIN := .venv/bin
 # pip trusts the certificates of the system, uv only with this variable; the variable has had two names.
@@ -28,7 +32,8 @@ lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),
 .PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability notebooks clean
 
 story: .venv/installed
-	@$(BIN)/python scripts/story.py --config configs/quickstart.yaml --data.source="$${DATA:-builtin}"
+	@$(BIN)/python scripts/story.py --data.source="$${DATA:-builtin}" $${MINUTES:+--minutes="$$MINUTES"} \
+		$${MORE:+--more="$$MORE"}
 
 # One process per core, one file at a time.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -67,7 +67,7 @@ def make(checkout: Path, *arguments: str, **variables: str) -> list[list[str]]:
     ],
 )
 def test_data_reaches_the_program_as_one_argument(checkout, source):
-    expected = ["scripts/story.py", "--config", "configs/quickstart.yaml", f"--data.source={source}"]
+    expected = ["scripts/story.py", f"--data.source={source}"]
 
     assert make(checkout, "story", f"DATA={source}") == [expected]
     assert make(checkout, "story", DATA=source) == [expected]
@@ -78,6 +78,8 @@ def test_builtin_is_the_default_source(checkout):
     for arguments in ((), ("DATA=",), ("DATA=builtin",)):
         [call] = make(checkout, "story", *arguments)
         assert call[-1] == "--data.source=builtin"
+    [call] = make(checkout, "story", "MORE=10", "MINUTES=5")
+    assert call[-3:] == ["--data.source=builtin", "--minutes=5", "--more=10"]
 
 
 def test_make_installs_again_only_when_needed(checkout):

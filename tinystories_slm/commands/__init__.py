@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tinystories_slm import register_auto_classes
 from tinystories_slm.commands.cli import run_command
+from tinystories_slm.config.parse import given_options
 from tinystories_slm.resources import resource_path
 
 
@@ -29,6 +29,8 @@ class Command:
     """Whether a launcher starts it in several processes, of which rank 0 alone reports how it ended."""
     default_config: str | None = None
     """Resource file that is used when the command line has no `--config`."""
+    takes_given: bool = False
+    """Whether the function also takes the names of the options that the command line sets."""
 
 
 _CONFIG = "tinystories_slm.config.run_config:RunConfig"
@@ -36,10 +38,11 @@ _ARGS = "tinystories_slm.config.command_args"
 
 COMMANDS = {
     "story": Command(
-        "tinystories_slm.commands.quickstart:run_quickstart",
-        _CONFIG,
+        "tinystories_slm.commands.story:run_story",
+        f"{_ARGS}:StoryArgs",
         "train, evaluate and generate in one go",
         default_config="configs/quickstart.yaml",
+        takes_given=True,
     ),
     "download_data": Command(
         "tinystories_slm.commands.data:run_download",
@@ -59,7 +62,13 @@ COMMANDS = {
         f"{_ARGS}:DataReportArgs",
         "stories -> data_dir/report.html, dataset card",
     ),
-    "train": Command("tinystories_slm.training:train", _CONFIG, "train a model, or resume its run", True),
+    "train": Command(
+        "tinystories_slm.commands.train:run_train",
+        f"{_ARGS}:TrainCommandArgs",
+        "train a model, or resume its run",
+        is_distributed=True,
+        takes_given=True,
+    ),
     "sweep": Command(
         "tinystories_slm.sweeps.sweep:sweep",
         "tinystories_slm.config.sweep_args:SweepArgs",
@@ -125,23 +134,26 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     # `evaluate`. Nothing in that folder is meant to be imported.
     if sys.path and (Path(sys.path[0]) / "push_to_hub.py").is_file():
         del sys.path[0]
-    command = COMMANDS[name]
+    command, given_arguments = COMMANDS[name], list(arguments)
     if command.default_config and not any(arg.partition("=")[0] == "--config" for arg in arguments):
         arguments.insert(0, f"--config={resource_path(command.default_config)}")
     args_type = _load(command.args)
     if not isinstance(args_type, type):
         args_type = args_type(arguments)
+
+    def call(args: Any) -> None:
+        register_auto_classes()
+        if command.takes_given:
+            _load(command.function)(args, given_options(args_type, given_arguments))
+        else:
+            _load(command.function)(args)
+
     run_command(
-        partial(_run_function, command.function),
+        call,
         args_type,
         arguments,
         is_distributed=command.is_distributed,
     )
-
-
-def _run_function(name: str, args: Any) -> None:
-    register_auto_classes()
-    _load(name)(args)
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ from tinystories_slm.generation import SamplingParams, generate_batch, generate_
 from tinystories_slm.generation.prompts import default_prompt
 from tinystories_slm.hub.card import is_card_current, write_card
 from tinystories_slm.model_folder import load_model_folder, weights_sha256
+from tinystories_slm.runs.records import is_number
 from tinystories_slm.runs.report import is_report_current
-from tinystories_slm.runs.run_dir import RunDir
+from tinystories_slm.runs.run_dir import RunDir, read_json_object
 from tinystories_slm.training import is_finished, restore_finished_run, train, write_report
 from tinystories_slm.training.checkpoints import check_same_data
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Low: after minutes of training, only the most probable tokens of the model are reliable.
 TEMPERATURE = 0.3
-_EVAL_STORIES = 1000
+EVAL_STORIES = 1000
 _NUM_SAMPLES = 3
 
 
@@ -90,7 +91,7 @@ def _current_evaluation(
     # A base model may have been trained on stories that this run held out.
     if trained_on and len(trained_on) == num_records_of_last_run(trained_on):
         expected["num_training_stories"] = 0
-    num_stories = min(_EVAL_STORIES, manifest.splits["validation"]["num_stories"])
+    num_stories = min(EVAL_STORIES, manifest.splits["validation"]["num_stories"])
     differences = [name for name, value in expected.items() if found.get(name) != value]
     if found.get("num_stories", 0) < num_stories:
         differences.append("num_stories")
@@ -114,8 +115,8 @@ def _evaluate_best(
     run_dir = RunDir(config.output_dir)
     manifest = prepare_data(config.data, config.tokenizer)
     check_same_data(manifest, run_dir.path)
-    logger.info("evaluating %s on at most %d validation stories", run_dir.best, _EVAL_STORIES)
-    texts = list(islice(iter_raw_stories(config.data.data_dir, "validation"), _EVAL_STORIES))
+    logger.info("evaluating %s on at most %d validation stories", run_dir.best, EVAL_STORIES)
+    texts = list(islice(iter_raw_stories(config.data.data_dir, "validation"), EVAL_STORIES))
     scores = score_texts(
         model,
         tokenizer,
@@ -159,6 +160,8 @@ def _format_summary(text: str, report: dict[str, Any], config: RunConfig, seed: 
     again = "make story" + (
         "" if config.data.source == DataArgs().source else f" DATA={shlex.quote(config.data.source)}"
     )
+    plan = read_json_object(RunDir(run_dir).plan)
+    again += f" MINUTES={plan['minutes']:g}" if is_number(plan.get("minutes")) else ""
     generate = f"python scripts/generate.py --model {run_dir}/best"
     return f"""
 {rule}
@@ -169,6 +172,7 @@ def _format_summary(text: str, report: dict[str, Any], config: RunConfig, seed: 
 run directory  {run_dir}: best/ is the model, report.html the report on one page,
                samples.md the text samples of training, metrics.jsonl the metrics, config.yaml the options
 next           {again}     generates another text in seconds
+               {again} MORE=10     trains ten minutes more
                source .venv/bin/activate
                {generate} --temperature {TEMPERATURE} --seed {seed}
                {generate} --prompt "One day, a little fox"

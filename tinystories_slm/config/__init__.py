@@ -6,6 +6,8 @@ from tinystories_slm.config.run_config import (
     flatten,
     load_config,
     parse_config,
+    replace_options,
+    run_config_of,
     save_config,
     to_dict,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "load_config",
     "parse",
     "parse_config",
+    "replace_options",
+    "run_config_of",
     "save_config",
     "to_dict",
 ]

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
@@ -53,9 +54,32 @@ def parse(args_type: type[Args], argv: Sequence[str] | None = None) -> Args:
         raise
     except _PARSER_ERRORS as error:  # a file that is not YAML, a null that is not allowed
         raise UserError(_format_error(str(error), args_type)) from error
-    args = args_type(**{field.name: values[field.name] for field in fields(args_type)})
+    args = args_type(**{field.name: values.get(field.name, field.default) for field in fields(args_type)})
     _reject_null_characters(args)
     return args
+
+
+def given_options(args_type: type, argv: Sequence[str]) -> set[str]:
+    """Return the names of the options that `argv` sets: by flags, and in the files of `--config`."""
+    names: set[str] = set()
+    numbers, paths = _option_names(args_type, of=_NUMBERS), _option_names(args_type, of=_PATHS)
+    rest = iter(rename_flags(argv, RENAMED_OPTIONS))
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name == "--config":
+            text = read_config_file(Path(value if equals else next(rest)), numbers=numbers, paths=paths)
+            content = Path(text).read_text(encoding="utf-8") if "\n" not in text else text
+            names |= _leaf_names(yaml.safe_load(content))
+        elif name.startswith("--"):
+            names.add(name.removeprefix("--"))
+    return names
+
+
+def _leaf_names(values: object, prefix: str = "") -> set[str]:
+    """Return the dotted names of the values in nested mappings."""
+    if not isinstance(values, dict):
+        return {prefix.rstrip(".")}
+    return {name for key, value in values.items() for name in _leaf_names(value, f"{prefix}{key}.")}
 
 
 @cache
@@ -68,7 +92,18 @@ def _build_parser(args_type: type, program: str) -> ArgumentParser:
         "--config", action="config", help="YAML file of the options below; repeatable, the last one wins"
     )
     parser.add_class_arguments(args_type, None)
+    # Without a default, `--print_config` leaves them out: its output is a file for every command of a run.
+    for action in parser._actions:
+        if action.dest in _command_options(args_type):
+            action.default = SUPPRESS
     return parser
+
+
+def _command_options(args_type: type) -> set[str]:
+    """Return the options that a command adds to those of its base class and that are null by default."""
+    inherited = {field.name for base in args_type.__mro__[1:] if is_dataclass(base) for field in fields(base)}
+    own = {field.name for field in fields(args_type) if field.default is None}
+    return own - inherited if inherited else set()
 
 
 def _config_files_first(argv: Sequence[str], args_type: type) -> list[str]:
@@ -238,6 +273,8 @@ def _format_type(kind: str) -> str:
 def _reject_null_sections(namespace: Namespace, args_type: type, prefix: str = "") -> None:
     """Reject a value for a whole section, and null for an option that needs a value."""
     for field in fields(args_type):
+        if field.name not in namespace:
+            continue
         name, value = prefix + field.name, namespace[field.name]
         if is_dataclass(field.type):
             if not isinstance(value, Namespace):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,22 @@ class RunConfig:
 def parse_config(argv: list[str] | None = None) -> RunConfig:
     """Return the defaults, then each `--config` file left to right, then flags; see `config.parse`."""
     return parse(RunConfig, argv)
+
+
+def replace_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with the values of `options`, by names such as `train.lr`."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        section, _, option = name.rpartition(".")
+        sections.setdefault(section, {})[option] = value
+    changed = sections.pop("", {})
+    changed |= {name: replace(getattr(config, name), **values) for name, values in sections.items()}
+    return replace(config, **changed)
+
+
+def run_config_of(args: RunConfig) -> RunConfig:
+    """Return the configuration of the run without the other options of a command."""
+    return RunConfig(**{field.name: getattr(args, field.name) for field in fields(RunConfig)})
 
 
 def load_config(path: Path) -> RunConfig:

@@ -33,6 +33,12 @@ MAY_CHANGE_ON_RESUME = {
 """Options that may differ between the two parts of a resumed run: they change where it is, how it is observed
 and how its steps are computed, not what is learned."""
 
+MAY_CHANGE_ON_EXTENSION = {"train.max_steps", "train.max_minutes", "train.rewarm_lr_rate"}
+"""Options that may differ, too, where `train.resume: extend` trains a finished run on."""
+
+RESUME_MODES = ("auto", "never", "extend")
+"""Values of `train.resume` that are no path."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataArgs:
@@ -271,6 +277,9 @@ class ScheduleArgs:
     """Final learning rate as a share of the peak, reached at the last step."""
     warmup_steps: int = 100
     """Optimizer steps of linear warm-up."""
+    rewarm_lr_rate: float = 0.5
+    """Share of the peak to which a run without a constant part warms up again where it is extended
+    (`resume: extend`)."""
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
@@ -279,6 +288,10 @@ class ScheduleArgs:
             found.append(
                 f"train.min_lr_rate ({self.min_lr_rate}) must lie between 0 and 1: the final learning rate "
                 "is this share of train.lr, never above the peak"
+            )
+        if not 0.0 < self.rewarm_lr_rate <= 1.0:
+            found.append(
+                f"train.rewarm_lr_rate ({self.rewarm_lr_rate}) must be above 0 and at most 1; try 0.5"
             )
         if not 0.0 < self.decay_fraction <= 1.0:
             found.append(
@@ -352,7 +365,8 @@ class CheckpointArgs:
     `every:N`; `log`: steps 0, 1, 2, 4, 8, ...; `all`: whenever a checkpoint is saved; `512`: that step.
     `log:full` keeps the checkpoints of these steps too, to branch from."""
     resume: str = "auto"
-    """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; the path of a
+    """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; `extend` trains
+    a finished run on, to a larger `max_steps` or `max_minutes` (docs/longer.md); the path of a
     checkpoint of another run directory branches off from it."""
     on_hangup: Literal["continue", "stop"] = "continue"
     """What a run does after SIGHUP (its terminal was closed) and the checkpoint that follows; with a
@@ -361,9 +375,9 @@ class CheckpointArgs:
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""
         found = require_at_least(self, "train", save_every=1)
-        if self.resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", Path(self.resume).name):
+        if self.resume not in RESUME_MODES and not re.fullmatch(r"step_\d+", Path(self.resume).name):
             found.append(
-                f"train.resume ({self.resume}) must be auto, never, or a checkpoint such as "
+                f"train.resume ({self.resume}) must be auto, never, extend, or a checkpoint such as "
                 "runs/9m/checkpoints/step_002000"
             )
         return found

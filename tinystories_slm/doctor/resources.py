@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.config.sections import RESUME_MODES
 from tinystories_slm.data.prepare import Manifest, ensure_prepared, token_file_differences
 from tinystories_slm.data.raw_stories import STREAMING_SAMPLE
 from tinystories_slm.data.source_stories import open_stories
@@ -20,9 +21,11 @@ from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model import TinyStoriesConfig
 from tinystories_slm.model_costs import disk_bytes, flops_per_token
 from tinystories_slm.training.checkpoints import check_same_run, checkpoints
+from tinystories_slm.training.extension import find_extension
 from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.retention import KeptCounts, count_kept, format_kept, max_reachable_steps
 from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
+from tinystories_slm.training.schedule import has_constant_part
 
 # Interpreter and libraries, without tensors; measured with everything imported.
 _INTERPRETER_BYTES = 700e6
@@ -65,7 +68,7 @@ def check_memory(config: RunConfig, device: torch.device, run_precision: str) ->
     """Compare the estimated peak memory of training on one device with its free memory."""
     free = free_memory(device)
     per_device = resolve_per_device_batch_size(config, device, precision=run_precision)
-    needed = _needed_memory(config, device, run_precision, per_device)
+    needed = needed_memory(config, device, run_precision, per_device)
     text = (
         f"a process needs about {format_bytes(needed)} at train.per_device_batch_size {per_device}, "
         f"{format_bytes(free)} free"
@@ -76,7 +79,7 @@ def check_memory(config: RunConfig, device: torch.device, run_precision: str) ->
     fitting = [
         rows
         for rows in range(1, per_device)
-        if config.train.batch_size % rows == 0 and _needed_memory(config, device, run_precision, rows) <= free
+        if config.train.batch_size % rows == 0 and needed_memory(config, device, run_precision, rows) <= free
     ]
     if fitting:
         remedy = f"--train.per_device_batch_size {max(fitting)} (same results, more micro-batches)"
@@ -85,7 +88,8 @@ def check_memory(config: RunConfig, device: torch.device, run_precision: str) ->
     yield Diagnostic("memory", "PROBLEM", text, remedy)
 
 
-def _needed_memory(config: RunConfig, device: torch.device, run_precision: str, rows: int) -> float:
+def needed_memory(config: RunConfig, device: torch.device, run_precision: str, rows: int) -> float:
+    """Return the bytes that a process needs at most, with a micro-batch of `rows`; with Python and torch."""
     estimate = estimate_memory(
         config, device, precision=run_precision, rows=rows, vocab_size=vocab_size(config)
     )
@@ -101,7 +105,8 @@ def check_disk(config: RunConfig, device: torch.device, run_precision: str) -> I
     }
     max_steps = _max_steps(config, model, device, run_precision)
     kept = count_kept(train, max_steps)
-    needed = disk_bytes(model, num_checkpoints=kept.checkpoints, num_models=kept.models, **state)
+    num_checkpoints = kept.checkpoints + has_constant_part(train)
+    needed = disk_bytes(model, num_checkpoints=num_checkpoints, num_models=kept.models, **state)
     free = free_disk(config.output_dir)
     text = (
         f"{config.output_dir} needs about {format_bytes(needed.run_folder)} "
@@ -139,7 +144,10 @@ def check_run_dir(config: RunConfig) -> Iterator[Diagnostic]:
         )
         return
     found, resume = checkpoints(run_dir), config.train.resume
-    if resume not in ("auto", "never"):
+    if extension := find_extension(config):
+        text = f"{run_dir}: a run would be extended from {extension.checkpoint.name}"
+        yield Diagnostic("run directory", "ok", text)
+    elif resume not in RESUME_MODES:
         yield Diagnostic("run directory", "ok", f"{run_dir}: a run would start from checkpoint {resume}")
     elif not found or resume == "never":
         yield Diagnostic("run directory", "ok", f"{run_dir}: a run would start at step 1")

@@ -25,7 +25,7 @@ from tinystories_slm.hub.published_run import PublishedRun
 from tinystories_slm.io.atomic import write_text
 from tinystories_slm.model_folder import weights_sha256
 from tinystories_slm.resources import resource_path
-from tinystories_slm.runs.records import is_number, validation_metrics
+from tinystories_slm.runs.records import describe_extension, is_number, validation_metrics
 from tinystories_slm.runs.run_dir import RunDir, read_json_object
 
 TESTED_TRANSFORMERS = ("5.10.1", "5.23.0", "5.24.0")
@@ -299,6 +299,7 @@ def _recipe(run: PublishedRun) -> list[tuple[str, str]]:
         steps += f" of {run.config.train.max_steps:,}"
     rows |= {
         "optimizer steps": steps,
+        "extensions": "; ".join(map(describe_extension, run.files.read_extensions())) or None,
         "training tokens": f"{last['tokens']:,}" if "tokens" in last else None,
         "mixed precision": None if precision == "auto" else precision,
         "seed": run.config.train.seed if run.config else None,

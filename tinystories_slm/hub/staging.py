@@ -29,7 +29,10 @@ CODE_FILES = ("configuration_tinystories.py", "modeling_tinystories.py")
 _NATIVE = (*_MODEL, "export.json")
 
 _PUBLISHED = RunDir(Path("run"))
-_COPIED = tuple(path.name for path in (_PUBLISHED.loss_plot, _PUBLISHED.metrics, _PUBLISHED.samples))
+_COPIED = tuple(
+    path.name
+    for path in (_PUBLISHED.loss_plot, _PUBLISHED.metrics, _PUBLISHED.samples, _PUBLISHED.extensions)
+)
 """Files of the run directory that are copied; the others are written again without local paths."""
 _REWRITTEN = tuple(
     path.name

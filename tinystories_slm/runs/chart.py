@@ -49,8 +49,11 @@ def render_chart(
     x_label: str = "optimizer step",
     x_name: str = "step",
     x_values: Sequence[float] = (),
+    marks: Sequence[float] = (),
 ) -> str:
     """Return an `<svg>` of `curves` over optimizer steps or `x_label`, with a dashed line at `level`.
+
+    A dotted vertical line stands at each x in `marks`.
 
     A logarithmic chart (`log`) skips values that are not positive. With `x_values` the x axis is logarithmic
     and has these ticks. Only the tooltip, which calls x `x_name`, needs the script of the page.
@@ -83,6 +86,10 @@ def render_chart(
             parts += [f'<circle class="c{i}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6"/>' for s, v in means]
     if level is not None:
         parts.append(_line("level", width, y(level)))
+    parts += [
+        f'<line class="mark" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>'
+        for at in marks
+    ]
     return "".join([*parts, "</svg>"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinystories_slm.io.atomic import atomic_write, write_text
 from tinystories_slm.runs.figures import Figure, FigureCanvasAgg, LogLocator, NullLocator
+from tinystories_slm.runs.records import dropped_metrics
 from tinystories_slm.runs.report import write_report
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.runs.trackers import Tracker
@@ -88,6 +89,15 @@ class RunRecorder:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+        for number, one in enumerate(self.run_dir.read_extensions()):
+            points = [
+                (line["step"], line["train/loss"]) for line in dropped_metrics(one) if "train/loss" in line
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), ":", color="tab:blue", linewidth=1.2)
+            axes.axvline(
+                one["from_step"], linestyle=":", color="gray", label=None if number else "extended here"
+            )
         if self._entropy is not None:
             axes.axhline(self._entropy, linestyle="--", color="black", label="corpus entropy")
         axes.set_yscale("log")

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from tinystories_slm.data.sources.registry import find_source
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the numbers in each line of a metrics.jsonl; an incomplete last line, of a kill, is skipped."""
-    lines = [
-        {name: value for name, value in line.items() if is_number(value)} for line in read_json_lines(path)
-    ]
+    lines = [_numbers_of(line) for line in read_json_lines(path)]
     return [line for line in lines if isinstance(line.get("step"), int)]
+
+
+def _numbers_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if is_number(value)}
 
 
 def is_number(value: object) -> bool:
@@ -57,6 +60,21 @@ def validation_metrics(lines: list[dict[str, Any]], step: int | None) -> dict[st
     if step is not None:
         return next((line for line in reversed(evaluated) if line["step"] == step), None)
     return min(evaluated, key=lambda line: line["val/loss"], default=None)
+
+
+def describe_extension(record: Mapping[str, Any]) -> str:
+    """Return one phrase about a line of extensions.jsonl."""
+    step, end, share = record["from_step"], record.get("end_step"), record.get("rewarm_lr_rate")
+    if share is None:
+        return f"extended from step {step:,}, before the decay of a run that ended at step {end:,}"
+    return f"extended after its end at step {step:,}, warmed up again to {share:g} of the peak"
+
+
+def dropped_metrics(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl that an extension dropped: those of a decay that is trained again."""
+    lines = record.get("metrics")
+    found = [_numbers_of(line) for line in lines if isinstance(line, dict)] if isinstance(lines, list) else []
+    return [line for line in found if isinstance(line.get("step"), int)]
 
 
 def read_samples(path: Path) -> list[tuple[int, str]]:

@@ -19,7 +19,12 @@ from tinystories_slm.io.units import format_duration
 from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.runs.chart import Curve, render_chart
 from tinystories_slm.runs.page import load_template
-from tinystories_slm.runs.records import entropy_per_token, validation_metrics
+from tinystories_slm.runs.records import (
+    describe_extension,
+    dropped_metrics,
+    entropy_per_token,
+    validation_metrics,
+)
 from tinystories_slm.runs.run_dir import RunDir
 
 # Stories shown: a run of a thousand evaluations has a thousand similar ones.
@@ -105,7 +110,10 @@ def _page_contents(files: RunDir) -> dict[str, Any]:
     manifest = files.load_manifest()
     models = (files.best, files.last)
     evaluation = next(iter(files.records_of(models, [files.read_evaluation()])), {})
-    best = validation_metrics(lines, files.read_best_step())
+    extensions = files.read_extensions()
+    # best/ may be from the end before an extension.
+    dropped = [line for one in extensions for line in dropped_metrics(one)]
+    best = validation_metrics([*dropped, *lines], files.read_best_step())
     entropy = entropy_per_token(manifest) if manifest else evaluation.get("entropy")
     step = max((line["step"] for line in lines), default=0)
     return {
@@ -115,8 +123,9 @@ def _page_contents(files: RunDir) -> dict[str, Any]:
         "summary": _summary(files, config, manifest),
         "tiles": _tiles(lines, best, entropy, evaluation),
         "entropy": entropy,
-        "wide_loss": _loss_chart(lines, entropy, width=1060, height=330),
-        "narrow_loss": _loss_chart(lines, entropy, width=400, height=290),
+        "wide_loss": _loss_chart(lines, entropy, extensions, width=1060, height=330),
+        "narrow_loss": _loss_chart(lines, entropy, extensions, width=400, height=290),
+        "extensions": [describe_extension(one) for one in extensions],
         "charts": _small_charts(lines),
         "samples": _evenly_spaced(files.read_samples()),
         "generated": _read_generated(files),
@@ -178,12 +187,21 @@ def _tiles(
 
 
 def _loss_chart(
-    lines: list[dict[str, Any]], entropy: float | None, *, width: int, height: int
+    lines: list[dict[str, Any]],
+    entropy: float | None,
+    extensions: list[dict[str, Any]],
+    *,
+    width: int,
+    height: int,
 ) -> Markup | None:
     curves = _curves(lines, ("train/loss", "training", False), ("val/loss", "validation", True))
     if not curves:
         return None
-    return Markup(render_chart("loss", curves, width=width, height=height, log=True, level=entropy))
+    for one in extensions:
+        curves += _curves(dropped_metrics(one), ("train/loss", "decay before the extension", False))
+    marks = [one["from_step"] for one in extensions]
+    chart = render_chart("loss", curves, width=width, height=height, log=True, level=entropy, marks=marks)
+    return Markup(chart)
 
 
 def _small_charts(lines: list[dict[str, Any]]) -> list[tuple[str, str, Markup]]:

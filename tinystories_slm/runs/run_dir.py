@@ -61,6 +61,16 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def plan(self) -> Path:
+        """Plan of a run for a number of minutes; see `planning/session.py`."""
+        return self.path / "plan.json"
+
+    @property
+    def extensions(self) -> Path:
+        """Extensions of the run, a JSON object each: see `training/extension.py`."""
+        return self.path / "extensions.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Stories generated during training, one per evaluation."""
         return self.path / "samples.md"
@@ -157,6 +167,10 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; see `records.read_metrics`."""
         return read_metrics(self.metrics)
+
+    def read_extensions(self) -> list[dict[str, Any]]:
+        """Return the lines of extensions.jsonl, the first extension first."""
+        return [one for one in read_json_lines(self.extensions) if isinstance(one.get("from_step"), int)]
 
     def read_samples(self) -> list[tuple[int, str]]:
         """Return (optimizer step, story) for each story of samples.md."""

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,10 +20,10 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
-from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME, CheckpointArgs
+from tinystories_slm.config.sections import MAY_CHANGE_ON_EXTENSION, MAY_CHANGE_ON_RESUME, CheckpointArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory
+from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory, write_text
 from tinystories_slm.training.ema import EMA
 from tinystories_slm.training.retention import steps_to_delete
 
@@ -60,6 +61,12 @@ class TrainState:
     """Duration of the last save; in a checkpoint, of the save before it."""
     time_fraction: float = 0.0
     """Used share of the time after the warm-up; 0 without a time limit."""
+    decay_step: int = 0
+    """Step of the checkpoint from before the decay, which stays for `train.resume: extend`; 0 for none."""
+    extended_steps: list[int] = field(default_factory=list)
+    """Steps from which the run was extended, in the order of the extensions."""
+    rewarm_step: int = 0
+    """Step from which the learning rate warms up again after an extension; 0 for none."""
     window_order: int = 1
     """`packing.ORDER_VERSION` of the batches; 1 in checkpoints of earlier versions."""
     stream: dict[str, Any] | None = None
@@ -100,8 +107,16 @@ def save_checkpoint(
         fsync_directory(folder.parent)
         by_step = {checkpoint_step(path): path for path in checkpoints(run_dir)}
         for step in steps_to_delete(list(by_step), progress.step, args):
-            remove_directory(by_step[step])
+            if step != progress.decay_step:
+                remove_directory(by_step[step])
     return folder
+
+
+def rewrite_progress(checkpoint: Path, progress: TrainState) -> None:
+    """Replace the `TrainState` of a checkpoint atomically."""
+    record = _read_record(checkpoint) | {"progress": asdict(progress)}
+    record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
+    write_text(checkpoint / _CHECKPOINT, json.dumps(record, indent=2) + "\n")
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -190,8 +205,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None = No
     accelerator.step = 0
 
 
-def check_same_run(config: RunConfig, run_dir: Path) -> None:
+def check_same_run(config: RunConfig, run_dir: Path, *, may_change: Collection[str] = ()) -> None:
     """Check that the run in `run_dir` has the configuration `config`, except `MAY_CHANGE_ON_RESUME`.
+
+    Options in `may_change` may differ, too.
 
     Raises:
         UserError: lists every option that differs, with both values.
@@ -203,15 +220,18 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
         )
     then = flatten(to_dict(load_config(run_dir / "config.yaml")))
     now = flatten(to_dict(config))
-    differences = [
-        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+    different = [
+        name
         for name in now
-        if name not in MAY_CHANGE_ON_RESUME and then.get(name) != now.get(name)
+        if name not in MAY_CHANGE_ON_RESUME and name not in may_change and then.get(name) != now.get(name)
     ]
-    if differences:
+    if different:
+        listed = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in different)
+        is_length = MAY_CHANGE_ON_EXTENSION.issuperset(different)
+        train_on = ", train a finished run on with --train.resume extend," if is_length else ","
         raise UserError(
-            f"output_dir ({run_dir}) holds a run with another configuration: {', '.join(differences)}; "
-            "choose another --output_dir, or start over with --train.resume never"
+            f"output_dir ({run_dir}) holds a run with another configuration: {listed}; "
+            f"choose another --output_dir{train_on} or start over with --train.resume never"
         )
 
 

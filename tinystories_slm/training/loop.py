@@ -65,8 +65,11 @@ def train(config: RunConfig) -> Path:
         if run.progress.step == 0:
             keep_step(run)
         while not (run.progress.finished or run.stop_agreed):
+            was_before_decay = run.is_before_decay
             update = train_step(run)
             sync_stop_condition(run)
+            if was_before_decay and not run.is_before_decay:
+                run.progress.decay_step = run.progress.step
             if run.is_due(args.log_every):
                 log(run, update)
             if run.is_due(args.eval_every):
@@ -96,7 +99,9 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
         Learning rate of the step, and gradient norm before clipping, still on the device.
     """
     accelerator, args, model = run.accelerator, run.config.train, run.prepared_model
-    lr = run.peak_lr * lr_factor(args, run.progress.step, run.progress.time_fraction)
+    progress = run.progress
+    factor = lr_factor(args, progress.step, progress.time_fraction, rewarm_step=progress.rewarm_step)
+    lr = run.peak_lr * factor
     set_learning_rate(run.optimizers, lr)
     model.train()
     _seed_dropout(run)
@@ -117,9 +122,9 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
                     optimizer.step()
                 optimizer.zero_grad()
     run.local_losses.append(step_loss)
-    run.progress.step += 1
+    progress.step += 1
     if run.ema:
-        run.ema.update(run.model, run.progress.step)
+        run.ema.update(run.model, progress.step)
     run.display.advance()
     return {"train/lr": lr, "train/grad_norm": grad_norm}
 
@@ -159,7 +164,7 @@ def sync_stop_condition(run: TrainingRun) -> None:
         sums = accelerator.reduce(local, reduction="sum").tolist()
         seconds, estimated_final_seconds, stop_requests, save_requests = sums
     progress.seconds, run.stop_agreed, run.save_agreed = seconds, stop_requests > 0, save_requests > 0
-    if progress.step <= args.warmup_steps:
+    if progress.step <= progress.rewarm_step + args.warmup_steps:
         progress.warmup_seconds = seconds
     used = time_fraction(
         args,

@@ -53,6 +53,7 @@ from tinystories_slm.training.distributed import (
 )
 from tinystories_slm.training.ema import EMA
 from tinystories_slm.training.environment import write_environment
+from tinystories_slm.training.extension import find_extension
 from tinystories_slm.training.initialization import load_initial_weights
 from tinystories_slm.training.machine_errors import translate_machine_errors
 from tinystories_slm.training.optimizers import optimizer_spec
@@ -67,7 +68,7 @@ from tinystories_slm.training.run_folder import (
 )
 from tinystories_slm.training.run_plan import log_run_plan
 from tinystories_slm.training.runtime import RuntimeSettings
-from tinystories_slm.training.schedule import peak_lr
+from tinystories_slm.training.schedule import is_before_decay, peak_lr
 from tinystories_slm.training.sharding import unsharded_copy
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.watchdog import Watchdog
@@ -215,10 +216,17 @@ class TrainingRun:
         return self.progress.step % every == 0 or self.progress.finished
 
     @property
+    def is_before_decay(self) -> bool:
+        """Whether the next step is one of every longer run."""
+        progress = self.progress
+        return is_before_decay(self.config.train, progress.step, progress.time_fraction)
+
+    @property
     def should_save(self) -> bool:
-        """Whether to save at this step: by interval, by `train.keep`, or at a request."""
+        """Whether to save at this step: by interval, by `train.keep`, before the decay, or at a request."""
         requested = self.stop_agreed or self.save_agreed
-        is_kept = self.kept_steps.saves_checkpoint(self.progress.step)
+        step = self.progress.step
+        is_kept = self.kept_steps.saves_checkpoint(step) or step == self.progress.decay_step
         return self.is_due(self.config.train.save_every) or is_kept or requested
 
     @property
@@ -278,11 +286,13 @@ def is_finished(config: RunConfig) -> bool:
     """Whether the run directory holds this run, already finished, and `train.resume` keeps it.
 
     Raises:
-        UserError: it holds another run, `train.resume` is an older checkpoint of it, or the run is finished
-            and its source has changed.
+        UserError: it holds another run, `train.resume` is an older checkpoint of it or an extension that
+            is not possible, or the run is finished and its source has changed.
     """
     RunDir(config.output_dir).check_files()
     check_resume(config)
+    if find_extension(config) is not None:
+        return False
     if not checkpoints(config.output_dir) or config.train.resume == "never":
         return False
     check_same_run(config, config.output_dir)

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
+from tinystories_slm.config.sections import RESUME_MODES
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.raw_stories import check_apart, check_data_dir
 from tinystories_slm.errors import UserError
@@ -26,6 +27,7 @@ from tinystories_slm.training.checkpoints import (
     read_progress,
     verify_checkpoint,
 )
+from tinystories_slm.training.extension import extend_run, find_extension
 from tinystories_slm.training.restore import restore_model_folder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ _FILES = tuple(
         _NAMES.tracker,
         _NAMES.evaluation,
         _NAMES.stories,
+        _NAMES.extensions,
     )
 )
 
@@ -71,6 +74,8 @@ def lock_run_dir(config: RunConfig, lock: FileLock) -> Path | None:
             recover_directory(run_dir / name)
         if resume == "never":
             return None
+        if extension := find_extension(config):
+            extend_run(config, extension)
         if checkpoints(run_dir):
             check_same_run(config, run_dir)
             return latest_valid_checkpoint(run_dir)
@@ -100,7 +105,7 @@ def check_resume(config: RunConfig) -> None:
         UserError: it names an older checkpoint.
     """
     found = checkpoints(config.output_dir)
-    if config.train.resume in ("auto", "never") or not found:
+    if config.train.resume in RESUME_MODES or not found:
         return
     named = expand_user(config.train.resume).resolve()
     if named != found[-1].resolve() and run_dir_of(named) == config.output_dir.resolve():
@@ -135,7 +140,7 @@ def _named_checkpoint(path: Path, config: RunConfig) -> Path:
     """
     if not re.fullmatch(r"step_\d+", path.name) or not path.is_dir():
         raise UserError(
-            f"train.resume ({path}) must be auto, never, or a checkpoint such as "
+            f"train.resume ({path}) must be auto, never, extend, or a checkpoint such as "
             "runs/9m/checkpoints/step_002000"
         )
     if damage := verify_checkpoint(path):
@@ -203,7 +208,7 @@ def _copy_history(source: Path, run_dir: Path, progress: TrainState) -> None:
 
     A best model from after the branch point is not copied. The next evaluation then writes best/.
     """
-    for name in (_NAMES.metrics, _NAMES.samples):
+    for name in (_NAMES.metrics, _NAMES.samples, _NAMES.extensions):
         if (source / name).is_file():
             shutil.copy(source / name, run_dir / name)
     for step, folder in RunDir(source).kept_steps().items():

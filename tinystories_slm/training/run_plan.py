@@ -20,7 +20,12 @@ from tinystories_slm.runs.console import ETA_AFTER_STEPS
 from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.retention import count_kept, format_kept, max_reachable_steps
 from tinystories_slm.training.runtime import RuntimeSettings
-from tinystories_slm.training.schedule import REFERENCE_TOKENS, REFERENCE_WIDTH, peak_lr
+from tinystories_slm.training.schedule import (
+    REFERENCE_TOKENS,
+    REFERENCE_WIDTH,
+    has_constant_part,
+    peak_lr,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +118,7 @@ def _log_memory_and_disk(
         model_config,
         optimizer_bytes=optimizer_bytes,
         averaged=args.ema_decay is not None,
-        num_checkpoints=kept.checkpoints,
+        num_checkpoints=kept.checkpoints + has_constant_part(args),
         num_models=kept.models,
     )
     logger.info(

@@ -2,7 +2,7 @@
 
 import math
 
-from tinystories_slm.config import TrainArgs
+from tinystories_slm.config import ScheduleArgs, TrainArgs
 from tinystories_slm.training.optimizers import optimizer_spec
 
 REFERENCE_WIDTH = 256
@@ -26,7 +26,7 @@ def peak_lr(args: TrainArgs, *, hidden_size: int, tokens_per_step: int) -> float
     return args.lr * width * (tokens_per_step / REFERENCE_TOKENS) ** TOKENS_EXPONENT
 
 
-def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
+def lr_factor(args: ScheduleArgs, step: int, time_fraction: float = 0.0, *, rewarm_step: int = 0) -> float:
     """Return the learning rate of the step after `step` finished ones, as a fraction of the peak.
 
     Linear warm-up (the first step runs at 1 / warmup_steps, not at zero), then one of
@@ -41,20 +41,50 @@ def lr_factor(args: TrainArgs, step: int, time_fraction: float = 0.0) -> float:
     Both reach `min_lr_rate` at the last step. The function has no state, so a checkpoint needs none.
     `time_fraction`, in [0, 1], is the used share of the time after the warm-up. The larger of the
     fractions of steps and of time applies.
+
+    A run that was extended after its decay warms up again (Ibrahim et al., arXiv 2403.08763): after
+    `rewarm_step` finished steps, in `warmup_steps` steps from `min_lr_rate` to `rewarm_lr_rate`. Then the
+    same decay follows.
     """
-    if step < args.warmup_steps:
-        return (step + 1) / args.warmup_steps
-    step_fraction = (step - args.warmup_steps + 1) / (args.max_steps - args.warmup_steps)
-    fraction = min(1.0, max(step_fraction, time_fraction))
+    low, high = 0.0, 1.0
+    if rewarm_step:
+        low, high = args.min_lr_rate, max(args.min_lr_rate, args.rewarm_lr_rate)
+    warmup_end = rewarm_step + args.warmup_steps
+    if step < warmup_end:
+        return low + (high - low) * (step - rewarm_step + 1) / args.warmup_steps
+    step_fraction = (step - warmup_end + 1) / (args.max_steps - warmup_end)
+    height = _decay_height(args, max(step_fraction, time_fraction))
+    return args.min_lr_rate + (high - args.min_lr_rate) * height
+
+
+def _decay_height(args: ScheduleArgs, fraction: float) -> float:
+    """Return what is left, in [0, 1], after `fraction` of the steps or of the time after the warm-up."""
+    fraction = min(1.0, fraction)
     if args.schedule == "cosine":
-        height = 0.5 * (1.0 + math.cos(math.pi * fraction))
-    else:
-        height = min(1.0, (1.0 - fraction) / args.decay_fraction)
-    return args.min_lr_rate + (1.0 - args.min_lr_rate) * height
+        return 0.5 * (1.0 + math.cos(math.pi * fraction))
+    return min(1.0, (1.0 - fraction) / args.decay_fraction)
+
+
+def has_constant_part(args: ScheduleArgs) -> bool:
+    """Whether the schedule stays at the peak for a while before it decays."""
+    return args.schedule == "wsd" and args.decay_fraction < 1.0
+
+
+def is_before_decay(args: ScheduleArgs, step: int, time_fraction: float = 0.0) -> bool:
+    """Whether the step after `step` finished ones is in the warm-up or the constant part of the schedule.
+
+    The learning rates up to there are those of every longer run. False without a constant part.
+    """
+    if not has_constant_part(args):
+        return False
+    if step < args.warmup_steps:
+        return True
+    step_fraction = (step - args.warmup_steps + 1) / (args.max_steps - args.warmup_steps)
+    return _decay_height(args, max(step_fraction, time_fraction)) == 1.0
 
 
 def time_fraction(
-    args: TrainArgs, *, seconds: float, warmup_seconds: float, estimated_final_seconds: float
+    args: ScheduleArgs, *, seconds: float, warmup_seconds: float, estimated_final_seconds: float
 ) -> float:
     """Return the used share of the time after the warm-up: 0 without a time limit, 1 when the run must end.
 
