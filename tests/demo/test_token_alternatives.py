@@ -85,3 +85,13 @@ def test_words_of_other_models(kind):
     assert "".join(texts).startswith("Once upon a time ")
     first = words[0].tokens[0]
     assert (first.token.probability is None) == (kind == "gpt2")  # nothing precedes it
+
+
+def test_blank_of_a_token_is_kept_although_the_tokenizer_removes_it_from_a_text():
+    tokenizer = llama_tokenizer()
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    ids = [1, *tokenizer.convert_tokens_to_ids(["a", "▁", "t"])]
+    assert tokenizer.decode(ids[2:3]) == ""
+    words = story_words(model, tokenizer, ids)
+    assert [one.token.text for word in words for one in word.tokens] == ["a", " ", "t"]
+    assert [word.text for word in words] == ["a", " t"]
