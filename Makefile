@@ -7,6 +7,7 @@
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
 # make test-lowered   run the tests of kernels and numerics as on an older CPU (AVX2, no bfloat16 instructions)
+# make test-research  run the tests of other tools (docs/tools.md) in an environment of its own
 # make common-suite   run transformers' own tests on our models; they are fetched from the package index
 # make reliability    run the fault tests and write the table of docs/reliability.md
 # make notebooks      write and execute the notebooks from notebooks/source
@@ -29,7 +30,8 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-all test-lowest test-lowered common-suite transformers-tests lint reliability notebooks clean
+.PHONY: story test test-all test-lowest test-lowered test-research common-suite transformers-tests lint reliability
+.PHONY: notebooks clean
 
 story: .venv/installed
 	@$(BIN)/python scripts/story.py --data.source="$${DATA:-builtin}" $${MINUTES:+--minutes="$$MINUTES"} \
@@ -71,6 +73,16 @@ test-lowered: .venv/installed-dev
 	$(lowered) $(BIN)/python -m pytest -n auto -m 'not slow' tests/kernels \
 		tests/generation/test_decoder.py tests/export/test_native.py tests/export/test_exporters.py
 
+# Tests of the tools in docs/tools.md, which need a gigabyte of packages.
+test-research: .venv-research/installed
+	.venv-research/bin/python $(PYTEST) tests/tools tests/export/test_ecosystem.py tests/benchmarks/test_grpo.py
+
+.venv-research/installed: .venv/installed-dev setup.cfg constraints.txt constraints-research.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv-research
+	$(UV) pip install --quiet --python .venv-research/bin/python -c constraints.txt -c constraints-research.txt \
+		-e '.[export,serve,finetune,research]' hypothesis pytest pytest-xdist
+	@touch $@
+
 # Import order: its own packages, then those of .venv (torch, pytest), then this checkout.
 .venv-lowest/installed: .venv/installed-dev setup.cfg
 	$(PYTHON) -m venv --clear --without-pip .venv-lowest
@@ -98,7 +110,7 @@ notebooks: .venv/installed-dev
 
 # data/ and runs/ stay: they contain trained models and files of the user.
 clean:
-	rm -rf .venv .venv-lowest .cache
+	rm -rf .venv .venv-lowest .venv-research .cache
 
 # An environment runs the code of the folder that it was created in. In a moved or copied project, or with
 # TORCH=default, cpu, cu126, ..., install.py runs again. It prints its progress.

@@ -41,6 +41,7 @@ def test_config_survives_a_json_round_trip(heads, head_dim, layers, family, bias
         ({"hidden_size": 100, "num_attention_heads": 3}, r"hidden_size \(100\).*num_attention_heads \(3\)"),
         ({"num_attention_heads": 0}, r"num_attention_heads \(0\)"),
         ({"num_hidden_layers": 10**400}, r"num_hidden_layers \(1000.*at most 10000"),
+        ({"intermediate_size": 0}, r"intermediate_size \(0\).*no class holds a model of attention alone"),
         ({"dropout": 1.0}, r"dropout \(1.0\)"),
         ({"family": "gpt2", "num_key_value_heads": 2}, r"num_key_value_heads \(2\).*family=llama"),
         ({"family": "gpt2", "qk_norm": True}, "qk_norm.*family=llama"),

@@ -85,7 +85,6 @@ def rope_halves_to_pairs(rows: NDArray, num_heads: int) -> NDArray:
 def _gpt2_config(config: TinyStoriesConfig) -> GPT2Config:
     return GPT2Config(
         n_positions=config.max_position_embeddings,
-        n_ctx=config.max_position_embeddings,  # required by mlx-lm, ignored by transformers
         n_embd=config.hidden_size,
         n_layer=config.num_hidden_layers,
         n_head=config.num_attention_heads,

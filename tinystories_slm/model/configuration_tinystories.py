@@ -143,6 +143,11 @@ class TinyStoriesConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Reject invalid combinations; `@strict` calls it after `__post_init__`."""
+        if self.intermediate_size == 0:
+            raise ValueError(
+                "intermediate_size (0) must be at least 1: GPT-2, Llama and Qwen3 have a feed-forward layer, "
+                "so no class holds a model of attention alone; use 1 for the smallest"
+            )
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
