@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -214,6 +214,10 @@ def test_large_sources_are_sampled(config, monkeypatch):
     assert found.num_sampled == 40 and len(found.growth) == 40
     assert "measured on 40 of the training stories" in render_page(found)
     assert "Duplicates were not counted" in render_card(found, folder="raw")
+    assert "a sample" not in render_card(found, folder="raw") + render_page(found)
+    streamed = replace(found, provenance=replace(found.provenance, streaming=True))
+    assert "; a sample, the first stories." in render_card(streamed, folder="raw")
+    assert "a sample, the first ones" in render_page(streamed)
 
 
 @pytest.mark.parametrize(

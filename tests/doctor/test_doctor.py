@@ -305,6 +305,11 @@ def test_check_data_counts_the_files_that_are_read(tmp_path, monkeypatch):
         card["configs"] = configs
         [diagnostic] = resources.check_data(debug_config(*flags, *more))
         assert f"will be downloaded ({download}); it needs about {disk} of disk" in diagnostic.text
+        with monkeypatch.context() as patch:
+            patch.setattr(resources, "free_disk", lambda path: 10**6)
+            [diagnostic] = resources.check_data(debug_config(*flags, *more, "--data.streaming", "true"))
+        assert diagnostic.verdict == "ok"  # however full the disk is
+        assert f"will be read over the network ({download} an epoch); of each split" in diagnostic.text
     # `datasets` selects the files of this repository.
     siblings[:] = [{"rfilename": "a.arrow", "size": 7 * mb}, {"rfilename": "notes.txt", "size": mb}]
     assert "(8.0 MB)" in next(resources.check_data(debug_config(*flags))).text
