@@ -27,7 +27,7 @@ def read_files(run_dir: Path) -> dict[str, str]:
 
 def test_figures_of_older_weights_are_made_again(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(builtin, "BUILTIN_STORIES", 300)
-    monkeypatch.setattr(quickstart, "_EVAL_STORIES", 3)
+    monkeypatch.setattr(quickstart, "EVAL_STORIES", 3)
     config = tiny_run("--train.eval_every", "3")
     run_dir = config.output_dir
     with send_signals(monkeypatch, {5: signal.SIGTERM}), pytest.raises(TrainingInterrupted):
@@ -54,7 +54,7 @@ def test_figures_of_older_weights_are_made_again(tiny_run, monkeypatch, capsys):
 
 
 def test_interrupted_quickstart_makes_what_is_missing(tiny_run, monkeypatch, caplog):
-    monkeypatch.setattr(quickstart, "_EVAL_STORIES", 3)
+    monkeypatch.setattr(quickstart, "EVAL_STORIES", 3)
     config = tiny_run()
     run_dir = config.output_dir
     run_quickstart(config)

@@ -56,3 +56,16 @@ def test_more_minutes_without_a_run_or_within_the_decay_raise(story):
     run_story(args)
     with pytest.raises(UserError, match=r"more \(0.05\): must be above the 0.08 minutes of the decay"):
         run_story(replace(args, more=0.05))
+
+
+def test_finished_run_of_another_length_generates_unless_a_length_is_given(story, capsys):
+    args = story(*WSD)
+    run_story(args)
+    limited = replace(args, train=replace(args.train, max_minutes=4.5))  # as a later version of the preset
+    before = (args.output_dir / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    run_story(limited)
+    assert "bits per byte" in capsys.readouterr().out
+    assert (args.output_dir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"train.max_minutes was None and is 4.5; .*--train.resume extend"):
+        run_story(limited, {"train.max_minutes"})

@@ -136,14 +136,18 @@ def test_older_checkpoint_of_the_same_directory_raises(tiny_run, tmp_path, monke
     with pytest.raises(UserError, match=r"train.resume \(~/run/.*step_000008\) is not the newest"):
         train(tiny_run("--train.resume", f"~/{step_8.relative_to(tmp_path)}"))
     train(tiny_run("--train.resume", str(step_12)))
-    with pytest.raises(UserError, match=r"train.resume \(atuo\) must be auto, never, or a checkpoint"):
+    with pytest.raises(
+        UserError, match=r"train.resume \(atuo\) must be auto, never, extend, or a checkpoint"
+    ):
         tiny_run("--train.resume", "atuo")
 
 
 def test_a_refused_start_leaves_a_linked_run_directory(tiny_run, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    with pytest.raises(UserError, match=r"train.resume \(.*step_1\) must be auto, never, or a checkpoint"):
+    with pytest.raises(
+        UserError, match=r"train.resume \(.*step_1\) must be auto, never, extend, or a checkpoint"
+    ):
         train(tiny_run("--train.resume", str(tmp_path / "step_1")))
     assert (tmp_path / "run").is_symlink() and not list((tmp_path / "disk").iterdir())
 

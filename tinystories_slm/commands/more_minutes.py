@@ -1,9 +1,11 @@
 """Length of the story command's run, if it was trained on or is to be: `--more MINUTES`."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 from tinystories_slm.config import RunConfig
+from tinystories_slm.config.sections import MAY_CHANGE_ON_EXTENSION
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import latest_valid_checkpoint, read_progress
@@ -13,8 +15,10 @@ from tinystories_slm.training.extension import find_branch
 _STEP_MARGIN = 4
 
 
-def adopt_length(config: RunConfig, more: float | None) -> RunConfig:
-    """Return `config` with the length of the run in `output_dir`, if it was extended, and `more` minutes.
+def adopt_length(config: RunConfig, more: float | None, given: Collection[str] = ()) -> RunConfig:
+    """Return `config` with the length of the run in `output_dir`, if it is known, and `more` minutes.
+
+    It is known of an extended run, and of a finished one if no option in `given` sets another length.
 
     The minutes count from the checkpoint that the extension continues: the command takes that long. An
     extension that was interrupted is resumed with its own length. The stories stay those of the run.
@@ -25,7 +29,9 @@ def adopt_length(config: RunConfig, more: float | None) -> RunConfig:
     run_dir = RunDir(config.output_dir)
     found, is_extended = run_dir.load_config(), bool(run_dir.read_extensions())
     newest = latest_valid_checkpoint(run_dir.path) if found else None
-    if more is None and not is_extended:
+    is_finished = newest is not None and read_progress(newest).finished
+    keeps_length = is_extended or (is_finished and not MAY_CHANGE_ON_EXTENSION & set(given))
+    if more is None and (not keeps_length or config.train.resume == "never"):
         return config
     if found is None or newest is None:
         raise UserError(

@@ -24,7 +24,7 @@ def run_story(args: StoryArgs, given: Collection[str] = ()) -> str:
     if args.minutes is not None:
         config = _use_folders_of_minutes(config, given, args.minutes)
         config = plan_config(config, given, args.minutes, num_scored_after=EVAL_STORIES)
-    return run_quickstart(adopt_length(config, args.more))
+    return run_quickstart(adopt_length(config, args.more, given))
 
 
 def _use_folders_of_minutes(config: RunConfig, given: Collection[str], minutes: float) -> RunConfig:
