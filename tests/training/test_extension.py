@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from training.helpers import assert_same_run, load_weights, read_series, train_with_stops
 
 from tinystories_slm.config import load_config
@@ -212,7 +213,7 @@ def test_report_card_and_plot_state_the_extension(tiny_run):
 
 def test_doctor_foretells_the_extension_and_its_checkpoint(tiny_run):
     disk = {
-        name: next(iter(check_disk(tiny_run(*flags, "--train.keep_checkpoints", "1")))).text
+        name: next(check_disk(tiny_run(*flags, "--train.keep", "newest:1"), torch.device("cpu"), "no")).text
         for name, flags in {"wsd": WSD, "linear": (*WSD, "--train.decay_fraction", "1.0")}.items()
     }
     assert disk["wsd"] != disk["linear"]

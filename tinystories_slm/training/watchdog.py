@@ -105,6 +105,7 @@ class Watchdog:
         self._first_step: int | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._store: torch.distributed.Store | None = None
 
     def advance(self, step: int) -> None:
         """Count a micro-batch of the step after `step`."""
@@ -115,6 +116,9 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            self._store = distributed_c10d._get_default_store().clone()
+            self._store.set_timeout(timedelta(seconds=self._timeout_s))
+            self._publish(num_beats=0)  # before a fault of the loop can stop the thread
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -127,16 +131,14 @@ class Watchdog:
     def _watch(self) -> None:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         detector = StallDetector(self._timeout_s)
-        store = distributed_c10d._get_default_store().clone()
-        store.set_timeout(timedelta(seconds=self._timeout_s))
         keys = [f"watchdog/{each}" for each in range(world_size)]
         num_beats = 0
         while not self._stop.wait(min(1.0, self._timeout_s / 8)):
             num_beats += 1
             try:
-                store.set(keys[rank], json.dumps(self._heartbeat(num_beats)))
-                published = store.multi_get(keys)
-            except RuntimeError:  # the first process has the store
+                self._publish(num_beats)
+                published = self._store.multi_get(keys)
+            except RuntimeError:  # the first process holds the store
                 stalled = [0]
             else:
                 heartbeats = {i: Heartbeat(*json.loads(text)) for i, text in enumerate(published)}
@@ -144,10 +146,10 @@ class Watchdog:
             if stalled and not self._stop.is_set():
                 self._end_process(rank, world_size, stalled, detector)
 
-    def _heartbeat(self, num_beats: int) -> Heartbeat:
+    def _publish(self, num_beats: int) -> None:
         # The first step compiles kernels, which may take minutes.
         is_first = self._first_step is None or self._step == self._first_step
-        return Heartbeat(
+        heartbeat = Heartbeat(
             num_beats,
             self._num_advances,
             self._step,
@@ -155,6 +157,7 @@ class Watchdog:
             socket.gethostname(),
             os.getpid(),
         )
+        self._store.set(f"watchdog/{torch.distributed.get_rank()}", json.dumps(heartbeat))
 
     def _end_process(self, rank: int, world_size: int, stalled: list[int], detector: StallDetector) -> None:
         others = [each for each in range(world_size) if each not in stalled]
