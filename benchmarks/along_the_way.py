@@ -19,7 +19,7 @@ import numpy as np
 from harness import ROOT, provenance, write_result
 
 from tinystories_slm.config import RunConfig, parse_config
-from tinystories_slm.config.command_args import ExposureArgs
+from tinystories_slm.config.command_args.inspection import ExposureArgs
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.evaluation.scoring import score_model
 from tinystories_slm.evaluation.tasks import EvalContext, run_tasks

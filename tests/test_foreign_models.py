@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from tinystories_slm.commands.generate import generate
-from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate

@@ -23,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.config.command_args.publish import ExportArgs
 from tinystories_slm.data.tokenizer import (
     count_lost_bytes,
     encode_stories,

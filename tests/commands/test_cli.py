@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from tinystories_slm.commands.cli import run_command
-from tinystories_slm.config.command_args import ReportArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 
 _STDOUT = "standard output or a temporary file"
 
@@ -81,7 +81,7 @@ _PROGRAM = """
 import sys
 sys.argv[0] = "tinystories-slm"  # as a command: the package does not import torch
 from tinystories_slm.commands.cli import run_command
-from tinystories_slm.config.command_args import ReportArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 def main(args):
     open(sys.argv[1], "w").close()
     print("a story", len(sys.stdin.read()))

@@ -10,7 +10,7 @@ from training.helpers import send_signals
 from tinystories_slm import grammar
 from tinystories_slm.commands import quickstart
 from tinystories_slm.commands.quickstart import run_quickstart
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.sources import builtin
 from tinystories_slm.errors import TrainingInterrupted
 from tinystories_slm.evaluation.evaluate import evaluate

@@ -18,7 +18,8 @@ from conftest import ROOT, started, tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.commands.generate import generate
-from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.parse import parse
 from tinystories_slm.data.chat_template import CHAT_TEMPLATE
 from tinystories_slm.data.tokenizer import train_bpe

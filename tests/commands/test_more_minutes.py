@@ -6,7 +6,7 @@ import pytest
 
 from tinystories_slm.commands.story import run_story
 from tinystories_slm.config import RunConfig
-from tinystories_slm.config.command_args import StoryArgs
+from tinystories_slm.config.command_args.run import StoryArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training.checkpoints import checkpoints, read_progress

@@ -9,7 +9,8 @@ from conftest import tiny_model
 
 from tinystories_slm.commands.generate import write_results
 from tinystories_slm.config import save_config
-from tinystories_slm.config.command_args import EvaluateArgs, ReportArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.generation import SamplingParams

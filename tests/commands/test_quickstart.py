@@ -16,7 +16,8 @@ from tinystories_slm import grammar
 from tinystories_slm.commands import run
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import parse_config, save_config
-from tinystories_slm.config.command_args import DoctorArgs, ExportArgs, PushArgs
+from tinystories_slm.config.command_args.doctor import DoctorArgs
+from tinystories_slm.config.command_args.publish import ExportArgs, PushArgs
 from tinystories_slm.config.parse import parse
 
 

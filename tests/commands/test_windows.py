@@ -35,7 +35,7 @@ for command in COMMANDS.values():
 print(len(COMMANDS), "commands")
 
 from tinystories_slm.config import parse_config
-from tinystories_slm.config.command_args import DoctorArgs
+from tinystories_slm.config.command_args.doctor import DoctorArgs
 from tinystories_slm.doctor import doctor, numerics
 from tinystories_slm.commands.cli import run_command
 numerics.check_attention = numerics.check_compile = lambda *_: ()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinystories_slm.commands import _ARGS, COMMANDS, _load
 from tinystories_slm.config import RunConfig, parse
-from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.flags import to_flags
 from tinystories_slm.errors import UserError
 
@@ -22,7 +22,7 @@ HOSTILE = (
     "<<: 1", "~nobody/x", "x" * 5000, "/" * 300, "-", "--", "=", "--config", "2026-99-99",
 )  # fmt: skip
 """Texts that YAML, jsonargparse or the file system read in their own way."""
-_CLASSES = sorted({command.args for command in COMMANDS.values()} - {f"{_ARGS}:doctor_args"})
+_CLASSES = sorted({command.args for command in COMMANDS.values()} - {f"{_ARGS}.doctor:doctor_args"})
 
 
 @cache

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystories_slm.config import load_config, parse, parse_config
-from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_in_yaml
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig

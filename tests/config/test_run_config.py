@@ -16,7 +16,7 @@ from tinystories_slm.config import (
     parse_config,
     save_config,
 )
-from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.config_file import is_misread_number
 from tinystories_slm.errors import UserError
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig

@@ -9,7 +9,7 @@ import pytest
 
 from tinystories_slm.commands.data import run_prepare
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.config.command_args import PrepareArgs
+from tinystories_slm.config.command_args.data import PrepareArgs
 from tinystories_slm.data import prepare, raw_stories
 from tinystories_slm.data.prepare import Manifest, merge_shards, prepare_data, prepare_shard
 from tinystories_slm.data.token_shards import Shard

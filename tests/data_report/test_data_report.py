@@ -13,7 +13,7 @@ from runs.test_report import brightness
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import parse
-from tinystories_slm.config.command_args import DataReportArgs
+from tinystories_slm.config.command_args.reports import DataReportArgs
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer, train_tokenizer
 from tinystories_slm.data_report import report as report_module
 from tinystories_slm.data_report import text

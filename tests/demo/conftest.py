@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT
 from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.demo.live_stories import StoryModel

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, run_script
 
 from tinystories_slm.commands import run
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.demo import command
 from tinystories_slm.demo.command import demo, find_report_cards
 from tinystories_slm.errors import UserError

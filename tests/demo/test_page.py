@@ -11,7 +11,7 @@ from conftest import brightness
 from demo.conftest import CONTEXT
 
 from tinystories_slm.commands.generate import generate
-from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.demo.token_alternatives import story_words
 from tinystories_slm.generation import SamplingParams, TextStream, generate_texts
 from tinystories_slm.generation.request import GenerationRequest

@@ -14,7 +14,7 @@ from demo.test_users import call, story_text
 from hub.loopback import File, LoopbackHub, metadata_of
 from packaging.requirements import Requirement
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.demo.command import demo
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation import generate_texts

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetInfo
 from tinystories_slm import doctor
 from tinystories_slm.commands.cli import run_command
 from tinystories_slm.config import RunConfig, parse_config, save_config
-from tinystories_slm.config.command_args import DoctorArgs, ModelDoctorArgs, doctor_args
+from tinystories_slm.config.command_args.doctor import DoctorArgs, ModelDoctorArgs, doctor_args
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.sources import hub
 from tinystories_slm.doctor import dry_run, machine, numerics, resources, run_diagnostics

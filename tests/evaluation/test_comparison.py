@@ -12,7 +12,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.config import parse
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.source_stories import in_validation
 from tinystories_slm.data.sources import local
 from tinystories_slm.data.tokenizer import train_bpe

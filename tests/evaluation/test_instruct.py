@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.instruct import InstructBlock, format_block, prompt_text
 from tinystories_slm.data.sources.builtin import generate_block
 from tinystories_slm.evaluation import instruct

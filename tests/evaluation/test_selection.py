@@ -8,7 +8,8 @@ import pytest
 from conftest import SHARED, tiny_model
 
 from tinystories_slm import grammar
-from tinystories_slm.config.command_args import EvaluateArgs, ExportArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.publish import ExportArgs
 from tinystories_slm.data.source_stories import in_validation
 from tinystories_slm.data.sources import builtin, local
 from tinystories_slm.errors import UserError

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tinystories_slm import grammar
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.evaluation.tasks import EvalContext, EvalResult, run_tasks
 from tinystories_slm.generation.request import GenerationResult

@@ -9,7 +9,7 @@ from hub.loopback import Fault, File
 from huggingface_hub import HfApi
 
 from tinystories_slm.config import load_config, parse_config, save_config
-from tinystories_slm.config.command_args import PushArgs
+from tinystories_slm.config.command_args.publish import PushArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.hub import staging
 from tinystories_slm.hub.push import push

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tinystories_slm.commands.generate import generate
-from tinystories_slm.config.command_args import EvaluateArgs, GenerateArgs, PushArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
+from tinystories_slm.config.command_args.publish import PushArgs
 from tinystories_slm.config.parse import parse
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate

@@ -12,13 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from tinystories_slm.commands.generate import generate
 from tinystories_slm.config import parse_config
-from tinystories_slm.config.command_args import (
-    EvaluateArgs,
-    ExportArgs,
-    GenerateArgs,
-    ModelDoctorArgs,
-    PushArgs,
-)
+from tinystories_slm.config.command_args.doctor import ModelDoctorArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
+from tinystories_slm.config.command_args.publish import ExportArgs, PushArgs
 from tinystories_slm.doctor.model_check import check_model
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate

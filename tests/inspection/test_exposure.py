@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystories_slm.config.canaries import Canary
-from tinystories_slm.config.command_args import ExposureArgs
+from tinystories_slm.config.command_args.inspection import ExposureArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.inspection.exposure import (
     _choose_alternatives,

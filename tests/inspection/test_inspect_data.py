@@ -10,7 +10,7 @@ from conftest import ROOT, run_script
 from script_process import run_forked
 
 from tinystories_slm.config import DataArgs, RunConfig, save_config
-from tinystories_slm.config.command_args import InspectDataArgs
+from tinystories_slm.config.command_args.inspection import InspectDataArgs
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.errors import UserError

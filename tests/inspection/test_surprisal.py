@@ -9,7 +9,8 @@ import torch
 from conftest import run_script
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from tinystories_slm.config.command_args import EvaluateArgs, SurprisalArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.inspection import SurprisalArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.inspection import surprisal as module

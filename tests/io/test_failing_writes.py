@@ -13,7 +13,9 @@ from conftest import tiny_model
 from tinystories_slm.commands import cli
 from tinystories_slm.commands.generate import generate
 from tinystories_slm.config import save_config
-from tinystories_slm.config.command_args import ExportArgs, GenerateArgs, ReportArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
+from tinystories_slm.config.command_args.publish import ExportArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 from tinystories_slm.export.exporters import export
 from tinystories_slm.model_folder import save_model_folder
 from tinystories_slm.runs.report import report

@@ -14,7 +14,7 @@ from tinystories_slm.commands import run
 from tinystories_slm.commands.story import run_story
 from tinystories_slm.commands.train import run_train
 from tinystories_slm.config import RunConfig, load_config, parse
-from tinystories_slm.config.command_args import StoryArgs, TrainCommandArgs
+from tinystories_slm.config.command_args.run import StoryArgs, TrainCommandArgs
 from tinystories_slm.config.parse import given_options
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.planning import session

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm import grammar
 from tinystories_slm.config import parse
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.data.source_stories import in_validation
 from tinystories_slm.data.sources import builtin
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_model
 from report_card.bad_endpoint import GOOD_MARKS, bad_endpoint
 
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.grammar import diagnose
 from tinystories_slm.model_folder import save_model_folder

@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT, brightness
 
 from tinystories_slm.config import save_config
-from tinystories_slm.config.command_args import ReportArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.runs.recorder import RunRecorder
 from tinystories_slm.runs.report import report, write_report

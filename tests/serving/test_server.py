@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinystories_slm.commands import COMMANDS
 from tinystories_slm.config import parse
-from tinystories_slm.config.serve_args import ServeArgs
+from tinystories_slm.config.command_args.serve import ServeArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation import generate_texts
 from tinystories_slm.model_folder import load_model_folder, save_model_folder

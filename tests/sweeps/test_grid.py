@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystories_slm.config import flatten, parse, parse_config, to_dict
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.config.sections import MAY_CHANGE_ON_RESUME
-from tinystories_slm.config.sweep_args import SweepArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.sweeps.grid import expand_sweep, read_axes
 

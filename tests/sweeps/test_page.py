@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import parse
-from tinystories_slm.config.sweep_args import SweepArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.sweeps.grid import expand_sweep
 from tinystories_slm.sweeps.results import check_metrics
 

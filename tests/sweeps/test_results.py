@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from tinystories_slm.config.sweep_args import SweepArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.sweeps.grid import expand_sweep, read_axes
 from tinystories_slm.sweeps.plots import heat_maps, plot_curve, plot_heat_maps

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tinystories_slm.config.sweep_args import SweepArgs, SweepEvaluationArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs, SweepEvaluationArgs
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.sweeps.grid import expand_sweep
 from tinystories_slm.sweeps.state import read_state

@@ -39,14 +39,14 @@ _ARGS = "tinystories_slm.config.command_args"
 COMMANDS = {
     "story": Command(
         "tinystories_slm.commands.story:run_story",
-        f"{_ARGS}:StoryArgs",
+        f"{_ARGS}.run:StoryArgs",
         "train, evaluate and generate in one go",
         default_config="configs/quickstart.yaml",
         takes_given=True,
     ),
     "download_data": Command(
         "tinystories_slm.commands.data:run_download",
-        f"{_ARGS}:DownloadArgs",
+        f"{_ARGS}.data:DownloadArgs",
         "stories -> data_dir/raw; --list: the named sets",
     ),
     "train_tokenizer": Command(
@@ -54,74 +54,78 @@ COMMANDS = {
     ),
     "prepare_data": Command(
         "tinystories_slm.commands.data:run_prepare",
-        f"{_ARGS}:PrepareArgs",
+        f"{_ARGS}.data:PrepareArgs",
         "tokens -> data_dir/train.bin, validation.bin",
     ),
     "data_report": Command(
         "tinystories_slm.commands.data:run_data_report",
-        f"{_ARGS}:DataReportArgs",
+        f"{_ARGS}.reports:DataReportArgs",
         "stories -> data_dir/report.html, dataset card",
     ),
     "train": Command(
         "tinystories_slm.commands.train:run_train",
-        f"{_ARGS}:TrainCommandArgs",
+        f"{_ARGS}.run:TrainCommandArgs",
         "train a model, or resume its run",
         is_distributed=True,
         takes_given=True,
     ),
     "sweep": Command(
         "tinystories_slm.sweeps.sweep:sweep",
-        "tinystories_slm.config.sweep_args:SweepArgs",
+        "tinystories_slm.config.command_args.sweep:SweepArgs",
         "train many models; table, heat map, power law",
     ),
     "evaluate": Command(
         "tinystories_slm.evaluation.evaluate:evaluate",
-        f"{_ARGS}:EvaluateArgs",
+        f"{_ARGS}.evaluate:EvaluateArgs",
         "loss and bits per byte of models",
     ),
     "generate": Command(
-        "tinystories_slm.commands.generate:generate", f"{_ARGS}:GenerateArgs", "generate stories from prompts"
+        "tinystories_slm.commands.generate:generate",
+        f"{_ARGS}.generate:GenerateArgs",
+        "generate stories from prompts",
     ),
     "serve": Command(
         "tinystories_slm.serving.server:serve",
-        "tinystories_slm.config.serve_args:ServeArgs",
+        "tinystories_slm.config.command_args.serve:ServeArgs",
         "OpenAI-compatible server of a model",
     ),
     "export": Command(
-        "tinystories_slm.export.exporters:export", f"{_ARGS}:ExportArgs", "native, gguf, onnx or custom form"
+        "tinystories_slm.export.exporters:export",
+        f"{_ARGS}.publish:ExportArgs",
+        "native, gguf, onnx, llama2c or custom form",
     ),
     "push_to_hub": Command(
-        "tinystories_slm.hub.steps:push_run", f"{_ARGS}:PushArgs", "publish a run on the Hub"
+        "tinystories_slm.hub.steps:push_run", f"{_ARGS}.publish:PushArgs", "publish a run on the Hub"
     ),
     "inspect_data": Command(
         "tinystories_slm.inspection.inspect_data:inspect_data",
-        f"{_ARGS}:InspectDataArgs",
+        f"{_ARGS}.inspection:InspectDataArgs",
         "the stories of a step, the steps of a story",
     ),
     "surprisal": Command(
         "tinystories_slm.inspection.surprisal:surprisal",
-        f"{_ARGS}:SurprisalArgs",
+        f"{_ARGS}.inspection:SurprisalArgs",
         "loss, rank and entropy of each token",
     ),
     "exposure": Command(
         "tinystories_slm.inspection.exposure:measure_exposure",
-        f"{_ARGS}:ExposureArgs",
+        f"{_ARGS}.inspection:ExposureArgs",
         "how far a run memorized its canaries",
     ),
     "report": Command(
-        "tinystories_slm.runs.report:report", f"{_ARGS}:ReportArgs", "write report.html of a run"
+        "tinystories_slm.runs.report:report", f"{_ARGS}.reports:ReportArgs", "write report.html of a run"
     ),
     "report_card": Command(
         "tinystories_slm.report_card.card:report_card",
-        f"{_ARGS}:ReportCardArgs",
+        f"{_ARGS}.reports:ReportCardArgs",
         "measure generated stories: page and figures",
     ),
     "demo": Command(
-        "tinystories_slm.demo.command:demo", f"{_ARGS}:DemoArgs", "web page to try models, or its Space"
+        "tinystories_slm.demo.command:demo", f"{_ARGS}.demo:DemoArgs", "web page to try models, or its Space"
     ),
     "doctor": Command(
         "tinystories_slm.doctor:doctor",
-        f"{_ARGS}:doctor_args",
+        f"{_ARGS}.doctor:doctor_args",
         "examine machine and configuration, or a model",
     ),
 }

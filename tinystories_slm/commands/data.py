@@ -2,7 +2,8 @@
 
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig
-from tinystories_slm.config.command_args import DataReportArgs, DownloadArgs, PrepareArgs
+from tinystories_slm.config.command_args.data import DownloadArgs, PrepareArgs
+from tinystories_slm.config.command_args.reports import DataReportArgs
 from tinystories_slm.data.prepare import merge_shards, prepare_data, prepare_shard
 from tinystories_slm.data.raw_stories import RawManifest, download_data, format_filters
 from tinystories_slm.data.sources.named_sets import format_named_sets

@@ -13,7 +13,7 @@ from typing import TextIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinystories_slm.config.command_args import GenerateArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.data.chat_template import has_block_template
 from tinystories_slm.generation import GenerationResult, TextStream, generate_batch, prepare_requests

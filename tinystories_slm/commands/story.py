@@ -8,7 +8,7 @@ from tinystories_slm.commands.more_minutes import adopt_length
 from tinystories_slm.commands.quickstart import EVAL_STORIES, run_quickstart
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import RunConfig, run_config_of
-from tinystories_slm.config.command_args import StoryArgs
+from tinystories_slm.config.command_args.run import StoryArgs
 from tinystories_slm.planning.session import plan_config
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tinystories_slm.config import run_config_of
-from tinystories_slm.config.command_args import TrainCommandArgs
+from tinystories_slm.config.command_args.run import TrainCommandArgs
 from tinystories_slm.planning.session import plan_config
 from tinystories_slm.training import train
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from tinystories_slm.config.command_args import DataReportArgs
+from tinystories_slm.config.command_args.reports import DataReportArgs
 from tinystories_slm.data_report.card import render_card
 from tinystories_slm.data_report.report import DataReport
 from tinystories_slm.hub.push import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.demo.live_stories import StoryModel
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.host import num_usable_cores

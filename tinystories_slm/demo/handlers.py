@@ -11,7 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from tinystories_slm.config.command_args import DemoArgs, GenerateArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
+from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.demo.live_stories import (
     StoryModel,

@@ -10,7 +10,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 
 import gradio as gr
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.demo.arena_tab import build_arena
 from tinystories_slm.demo.handlers import StoryHandlers, set_busy, show_status, translate_errors

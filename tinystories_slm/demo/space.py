@@ -12,14 +12,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import atomic_directory
 
 _PACKAGE = Path(__file__).parents[1]
 _APP = '''"""The page of this Space; README.md describes it."""
 
-from tinystories_slm.config.command_args import DemoArgs
+from tinystories_slm.config.command_args.demo import DemoArgs
 from tinystories_slm.demo.command import demo
 
 if __name__ == "__main__":

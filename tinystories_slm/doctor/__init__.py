@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.config.command_args import DoctorArgs, ModelDoctorArgs
+from tinystories_slm.config.command_args.doctor import DoctorArgs, ModelDoctorArgs
 from tinystories_slm.doctor import dry_run, machine, numerics, resources
 from tinystories_slm.doctor.diagnostic import Diagnostic, DiagnosticCheck, run_check
 from tinystories_slm.doctor.model_check import check_model

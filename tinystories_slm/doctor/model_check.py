@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinystories_slm.config.command_args import ModelDoctorArgs
+from tinystories_slm.config.command_args.doctor import ModelDoctorArgs
 from tinystories_slm.doctor import machine
 from tinystories_slm.doctor.diagnostic import Diagnostic, run_check
 from tinystories_slm.generation.cache_check import cache_error, max_cache_error

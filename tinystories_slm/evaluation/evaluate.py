@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.source_stories import resolve_revision
 from tinystories_slm.data.sources.mixture import MixtureSource
 from tinystories_slm.data.sources.registry import find_source

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.source_stories import in_validation, needs_holdout, open_stories
 from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.errors import UserError

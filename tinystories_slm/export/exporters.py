@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.config.command_args.publish import ExportArgs
 from tinystories_slm.data.tokenizer import prepare_for_export
 from tinystories_slm.errors import UserError
 from tinystories_slm.export.checks import EquivalenceCheck

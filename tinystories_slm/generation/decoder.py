@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tinystories_slm.config.command_args import Backend
+from tinystories_slm.config.command_args.generate import Backend
 from tinystories_slm.kernels.build import data_ptr
 from tinystories_slm.kernels.decoding import bindings as kernels
 from tinystories_slm.model import CACHE_NAME, TinyStoriesConfig, TinyStoriesForCausalLM

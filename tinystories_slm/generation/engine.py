@@ -16,7 +16,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from tinystories_slm.config.command_args import Backend
+from tinystories_slm.config.command_args.generate import Backend
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.request import (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tinystories_slm.config.command_args import Backend
+from tinystories_slm.config.command_args.generate import Backend
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.generation.decoder import Decoder
 from tinystories_slm.generation.sampling import TokenLogprobs, request_rng, sample, token_logprobs

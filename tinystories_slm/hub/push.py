@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from tinystories_slm.config.command_args import PushArgs
+from tinystories_slm.config.command_args.publish import PushArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.hub.staging import CODE_FILES, FILES, stage, stage_code
 

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import get_token
 
 from tinystories_slm.config import save_config
-from tinystories_slm.config.command_args import ExportArgs
+from tinystories_slm.config.command_args.publish import ExportArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.export import export
 from tinystories_slm.hub.card import CardTarget, render_card

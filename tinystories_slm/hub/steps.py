@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from tinystories_slm.config.command_args import PushArgs
+from tinystories_slm.config.command_args.publish import PushArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.hub.push import (
     changed_files,

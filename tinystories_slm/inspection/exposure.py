@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm.config.canaries import Canary, parse_canaries
-from tinystories_slm.config.command_args import ExposureArgs
+from tinystories_slm.config.command_args.inspection import ExposureArgs
 from tinystories_slm.data.tokenizer import encode_stories
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.scored_boundaries import find_scored_boundaries

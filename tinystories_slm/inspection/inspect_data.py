@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tinystories_slm.config.command_args import InspectDataArgs
+from tinystories_slm.config.command_args.inspection import InspectDataArgs
 from tinystories_slm.data.packing import IGNORED_LABEL
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.errors import UserError

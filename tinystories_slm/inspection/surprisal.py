@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinystories_slm.config.command_args import EvaluateArgs, SurprisalArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.inspection import SurprisalArgs
 from tinystories_slm.data.batches import iter_batches
 from tinystories_slm.data.source_stories import resolve_revision
 from tinystories_slm.data.tokenizer import encode_stories, token_character_ends

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import read_training_data
 from tinystories_slm.io.atomic import write_output

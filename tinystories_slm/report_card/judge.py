@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from urllib.parse import urlsplit
 
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation import generate_batch, prepare_requests

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.report_card.grammar_check import (
     accepted_shares,
     correct_shares,

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinystories_slm.config.command_args import EvaluateArgs, ReportCardArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.data.source_stories import in_validation, needs_holdout, open_stories, resolve_revision
 from tinystories_slm.data.sources.mixture import MixtureSource
 from tinystories_slm.data.sources.registry import find_source

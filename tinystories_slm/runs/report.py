@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from tinystories_slm.config.command_args import ReportArgs
+from tinystories_slm.config.command_args.reports import ReportArgs
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import write_text

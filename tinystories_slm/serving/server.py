@@ -13,8 +13,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from tinystories_slm.config.command_args.serve import ServeArgs
 from tinystories_slm.config.sampling_params import SamplingParams
-from tinystories_slm.config.serve_args import ServeArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.generation.decoder import Decoder, cache_bytes, resolve_backend
 from tinystories_slm.generation.request import context_length, prompt_token_ids

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.config import RunConfig, flatten, parse_config, to_dict
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.config.flags import format_value, to_flags
-from tinystories_slm.config.sweep_args import SweepArgs
 from tinystories_slm.errors import UserError
 
 VARIANT = "variant"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinystories_slm.config.sweep_args import SweepArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.report_card.sections import measure_names
 from tinystories_slm.runs.run_dir import RunDir

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.config import parse
-from tinystories_slm.config.command_args import ReportCardArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.config.flags import to_flags
-from tinystories_slm.config.sweep_args import SweepArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.evaluate import PROTOCOL
 from tinystories_slm.model_folder import weights_sha256

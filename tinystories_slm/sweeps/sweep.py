@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinystories_slm.config import parse
-from tinystories_slm.config.command_args import ReportCardArgs
-from tinystories_slm.config.sweep_args import SweepArgs
+from tinystories_slm.config.command_args.reports import ReportCardArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.data.prepare import token_file_differences
 from tinystories_slm.doctor.dry_run import estimate_duration
 from tinystories_slm.doctor.numerics import precision_or_fallback

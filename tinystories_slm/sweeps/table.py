@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tinystories_slm.config.sweep_args import SweepArgs
+from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.evaluation.table import format_interval, markdown_row
 from tinystories_slm.sweeps.grid import Axis
 from tinystories_slm.sweeps.results import Combination, Measured, SweepRow

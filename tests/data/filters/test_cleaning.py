@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.filters.cleaning import RULES, Cleaner, choose_rules
 from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.raw_stories import RawManifest, download_data

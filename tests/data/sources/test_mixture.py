@@ -14,7 +14,7 @@ from story_files import write_jsonl
 
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import DataArgs, RunConfig, load_config, parse_config, save_config
-from tinystories_slm.config.command_args import EvaluateArgs
+from tinystories_slm.config.command_args.evaluate import EvaluateArgs
 from tinystories_slm.data.provenance import Provenance
 from tinystories_slm.data.raw_stories import RawManifest, check_apart, download_data, iter_raw_stories
 from tinystories_slm.data.source_stories import in_validation, load_stories, resolve_revision

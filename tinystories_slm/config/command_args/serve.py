@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tinystories_slm.config.command_args import Backend
+from tinystories_slm.config.command_args.generate import Backend
 from tinystories_slm.errors import UserError
 
 

@@ -1,0 +1,118 @@
+"""Options of the generate command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.config.sections import expand_home
+from tinystories_slm.errors import UserError
+
+Backend = Literal["auto", "hf", "torch", "cpu"]
+"""Generation loop. hf: the loop of transformers; torch: the loop of this project with torch operations; cpu:
+the same loop with compiled CPU kernels; auto: the last of these that supports the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArgs:
+    """Generate text from prompts with a causal language model."""
+
+    model: str
+    """Model folder (RUN/best) or Hub id of any causal language model."""
+    prompt: str | None = None
+    """Prompt of each completion; null for `Once upon a time`."""
+    prompts: Path | None = None
+    """File of prompts, one per line (.jsonl, or .json with a list: the "prompt" of each); `-` for standard
+    input."""
+    words: str | None = None
+    """Words of the story, separated by commas (`ball, sad`), for a model that was trained on blocks of
+    TinyStories-Instruct. It and the next three options are the prompt, together or alone."""
+    features: str | None = None
+    """Features of the story, separated by commas: BadEnding, Conflict, Dialogue, Foreshadowing, MoralValue,
+    Twist."""
+    summary: str | None = None
+    """Summary of the story."""
+    random_sentence: str | None = None
+    """A sentence of the story."""
+    num_stories: int = 1
+    """Completions per prompt, with the seeds seed, seed + 1, ..."""
+    max_new_tokens: int = 256
+    """Maximum number of new tokens; a completion also ends where the model's context is full."""
+    temperature: float = 0.8
+    """Divisor of the logits: below 1 less random, above 1 more random; 0 selects the most probable token."""
+    top_k: int = 50
+    """Sample from the top_k most probable tokens; 0 for all."""
+    top_p: float = 0.95
+    """Sample from the most probable tokens with this total probability; 1 for all."""
+    min_p: float = 0.0
+    """Sample from tokens with at least this fraction of the largest probability; 0 for all."""
+    repetition_penalty: float = 1.0
+    """Above 1, reduce the scores of tokens that the completion already contains; 1 for no penalty."""
+    seed: int | None = None
+    """Seed of the first completion of each prompt; it determines the text. null for a random seed."""
+    finish_sentence: bool = False
+    """Cut a completion without a stop token after its last complete sentence."""
+    stream: bool = False
+    """Print text while the model generates it, one completion after another."""
+    batch_size: int = 64
+    """Completions generated at the same time without stream; affects speed and memory, not the text."""
+    output: Path | None = None
+    """JSONL file for completions and sampling parameters; replaces an existing file. null for none."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; auto uses cuda, else mps, else cpu."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster for large batches and generates other text."""
+    backend: Backend = "auto"
+    """Generation loop: of transformers (hf), of this project (torch), or of this project with compiled CPU
+    kernels (cpu); auto uses the last of these that supports the model, and the log names it."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
+    trust_remote_code: bool = False
+    """Run the code in the model's folder if transformers has no class for the model."""
+
+    def __post_init__(self) -> None:
+        expand_home(self)
+        for name in ("num_stories", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"seed ({self.seed}) must be between 0 and 9223372036854775807")
+        if self.prompt is not None and any("\ud800" <= char <= "\udfff" for char in self.prompt):
+            raise UserError("prompt is not valid UTF-8; set the terminal to UTF-8")
+        if self.prompt == "-":
+            raise UserError("prompt (-) cannot be standard input; use --prompts -")
+        if self.prompt is not None and self.prompts is not None:
+            raise UserError(
+                f"prompt ({self.prompt!r}) and prompts ({self.prompts}) cannot be combined; use one of them"
+            )
+        self._check_block_options()
+        if self.output is not None and self.output.is_dir():
+            raise UserError(f"output ({self.output}) is a folder; set a file path")
+        if self.output is not None and not self.output.parent.is_dir():
+            raise UserError(
+                f"output ({self.output}) cannot be written: its folder does not exist; "
+                f"create {self.output.parent}"
+            )
+        self.sampling()
+
+    def block_options(self) -> dict[str, str]:
+        """Return the options that are parts of a block and are set."""
+        names = ("words", "features", "summary", "random_sentence")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _check_block_options(self) -> None:
+        for name, value in self.block_options().items():
+            for other in ("prompt", "prompts"):
+                if getattr(self, other) is not None:
+                    raise UserError(f"{name} ({value}) is a prompt of its own; remove {other}")
+
+    def sampling(self) -> SamplingParams:
+        """Return the sampling parameters."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
