@@ -25,7 +25,7 @@ COSINE = ("--train.min_lr_rate", "0.1")
 EXTEND = ("--train.resume", "extend")
 VARIANTS = {
     "AdamW, dropout": ("--model.dropout", "0.2", "--train.log_every", "3"),
-    "Muon, EMA": ("--train.optimizer", "muon", "--train.ema_decay", "0.9", "--train.keep_checkpoints", "1"),
+    "Muon, EMA": ("--train.optimizer", "muon", "--train.ema_decay", "0.9", "--train.keep", "newest:1"),
 }
 
 
