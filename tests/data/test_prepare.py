@@ -73,9 +73,10 @@ def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
     assert manifest == Manifest.load(data.data_dir / "manifest.json") == ensure_prepared(data, SMALL)
     assert (manifest.token_dtype, manifest.eos_token_id, manifest.vocab_size) == ("uint16", 0, 300)
     provenance = ["source", "revision", "requested_revision", "text_column", "validation_split"]
-    provenance += ["validation_fraction", "max_stories", "subset", "cleaning", "deduplicated", "streaming"]
+    provenance += ["validation_fraction", "max_stories", "subset", "cleaning", "canaries", "deduplicated"]
+    provenance += ["streaming"]
     counts = ["tokenizer_sha256", "vocab_size", "eos_token_id", "token_dtype", "splits", "code_version"]
-    counts += ["parts", "cleaning_counts", "duplicates"]
+    counts += ["parts", "cleaning_counts", "duplicates", "planted"]
     assert list(json.loads((data.data_dir / "manifest.json").read_text())) == provenance + counts
     assert list(json.loads((data.data_dir / "raw/source.json").read_text())) == [
         *provenance,
@@ -83,6 +84,7 @@ def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
         "parts",
         "cleaning_counts",
         "duplicates",
+        "planted",
     ]
     assert manifest.provenance.source == data.source
     assert manifest.provenance.revision.startswith("sha256:")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from datasets.arrow_writer import ArrowWriter
 from hub.conftest import hub_connection
-from hub.loopback import Fault, File, LoopbackHub
+from hub.loopback import Fault, LoopbackHub
+from published_sets import publish_folder, publish_tinystories
 from story_files import compress, write_jsonl, write_parquet, write_text
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
@@ -376,12 +377,6 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         yield hub
 
 
-def publish(hub: LoopbackHub, folder: Path, name: str) -> str:
-    repository = hub.create(name)
-    files = {path.name: File(path.read_bytes()) for path in folder.iterdir()}
-    return repository.commit("files", repository.head.files | files).oid
-
-
 def requested_files(hub: LoopbackHub) -> list[str]:
     return [
         path.rsplit("/", 1)[1] for method, path in hub.requests if method == "GET" and "/resolve/" in path
@@ -391,7 +386,7 @@ def requested_files(hub: LoopbackHub) -> list[str]:
 @pytest.mark.parametrize("write", [parquet_folder, text_folder])
 def test_hub_dataset_is_read_without_a_copy(hub, tmp_path, write):
     folder = write(tmp_path / "source")
-    commit = publish(hub, folder, "someone/stories")
+    commit = publish_folder(hub, folder, "someone/stories")
     data = data_args(tmp_path, "someone/stories")
     manifest, stream = open_prepared(data)
     assert manifest.provenance.revision == commit
@@ -414,8 +409,6 @@ def test_hub_dataset_is_read_without_a_copy(hub, tmp_path, write):
 
 
 def test_named_set_is_streamed_at_its_commit(hub, tmp_path):
-    from data.sources.test_named_sets import publish_tinystories
-
     publish_tinystories(hub)
     data = data_args(tmp_path, "tinystories", cleaning=False)
     manifest, stream = open_prepared(data)
@@ -427,6 +420,7 @@ def test_named_set_is_streamed_at_its_commit(hub, tmp_path):
 
 def test_dataset_that_only_datasets_reads_is_streamed(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache of datasets")
     (folder := tmp_path / "source").mkdir()
     for number, first in enumerate((0, 60)):
@@ -434,7 +428,7 @@ def test_dataset_that_only_datasets_reads_is_streamed(hub, tmp_path, monkeypatch
             for story in STORIES[first : first + 60]:
                 writer.write({"text": story})
             writer.finalize()
-    publish(hub, folder, "someone/stories")
+    publish_folder(hub, folder, "someone/stories")
     data = data_args(tmp_path, "someone/stories")
     _, stream = open_prepared(data)
     held_out = set(iter_raw_stories(tmp_path / "data", "validation"))
@@ -452,7 +446,7 @@ def test_dataset_that_only_datasets_reads_is_streamed(hub, tmp_path, monkeypatch
 
 
 def test_lost_connection_is_repeated_and_then_ends_the_stream(hub, tmp_path):
-    publish(hub, parquet_folder(tmp_path / "source"), "someone/stories")
+    publish_folder(hub, parquet_folder(tmp_path / "source"), "someone/stories")
     data = data_args(tmp_path, "someone/stories")
     manifest, stream = open_prepared(data)
     hub.faults = [Fault("GET", r"resolve/.*/train-1\.parquet", "no_response", times=2)]

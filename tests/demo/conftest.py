@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
+from demo_client import CONTEXT
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from tinystories_slm.config.command_args.demo import DemoArgs
@@ -16,8 +17,6 @@ from tinystories_slm.data.tokenizer import train_bpe
 from tinystories_slm.demo.live_stories import StoryModel
 from tinystories_slm.grammar import generate_corpus
 from tinystories_slm.model_folder import save_model_folder
-
-CONTEXT = 160
 
 
 def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stories: list[str]) -> PreTrainedModel:

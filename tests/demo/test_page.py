@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import brightness
-from demo.conftest import CONTEXT
+from demo_client import CONTEXT
 
 from tinystories_slm.commands.generate import generate
 from tinystories_slm.config.command_args.generate import GenerateArgs

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import httpx
 import pytest
 from conftest import started
-from demo.test_users import call, story_text
+from demo_client import call, story_text
 from hub.loopback import File, LoopbackHub, metadata_of
 from packaging.requirements import Requirement
 

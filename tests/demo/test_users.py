@@ -1,15 +1,13 @@
 """Many users of one page: own stories, limits, and what a call over HTTP gives."""
 
-import json
-import re
 import runpy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from conftest import ROOT
+from demo_client import call, story_text
 
 from tinystories_slm.config.sampling_params import SamplingParams
 from tinystories_slm.demo.live_stories import LiveStory, start_story
@@ -17,29 +15,6 @@ from tinystories_slm.demo.story_html import render_story
 from tinystories_slm.generation import generate_texts
 
 NUM_USERS = 50
-
-
-def call(address: str, *data: object) -> tuple[str, object]:
-    """Call the endpoint `generate` as gradio's HTTP interface describes it; return the last event."""
-    joined = httpx.post(f"{address}gradio_api/call/generate", json={"data": data}, timeout=120)
-    if joined.is_error:
-        return "rejected", joined.json()
-    events = []
-    url = f"{address}gradio_api/call/generate/{joined.json()['event_id']}"
-    with httpx.stream("GET", url, timeout=120) as response:
-        for line in response.iter_lines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                events.append([value, None])
-            elif name == "data":
-                events[-1][1] = json.loads(value)
-    return tuple(events[-1])
-
-
-def story_text(html: str, tokenizer) -> str:
-    [data] = re.findall('data-story="(.*?)"', html)
-    ids = json.loads(data.replace("&#34;", '"').replace("&amp;", "&"))["ids"]
-    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_fifty_users_at_once_each_get_their_own_story(serve, tales):

@@ -22,7 +22,7 @@ from tinystories_slm.evaluation.evaluate import evaluate
 from tinystories_slm.export import export
 from tinystories_slm.hub.steps import push_run
 from tinystories_slm.model_folder import load_model_folder, resolve_model, weights_sha256
-from tinystories_slm.report_card.card import _display_names
+from tinystories_slm.report_card.display_names import display_names
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training import train
 
@@ -148,7 +148,10 @@ def test_a_revision_names_a_step_in_every_command(hub, stepped_run, tmp_path, mo
     two = [f"{stepped_run}@step0", f"{REPO}@step8"]
     scores = evaluate(EvaluateArgs(model=two, data="builtin", max_stories=2, device="cpu"))
     assert [model["model"] for model in scores["models"]] == two
-    assert _display_names([f"{stepped_run}@step0", f"{stepped_run}@step8"]) == ["tales@step0", "tales@step8"]
+    assert display_names([f"{stepped_run}@step0", f"{stepped_run}@step8"], option="model") == [
+        "tales@step0",
+        "tales@step8",
+    ]
 
 
 def test_a_wrong_step_is_named(stepped_run, tmp_path):

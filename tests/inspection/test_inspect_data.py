@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, run_script
 from script_process import run_forked
 
-from tinystories_slm.config import DataArgs, RunConfig, save_config
+from tinystories_slm.config import RunConfig, save_config
 from tinystories_slm.config.command_args.inspection import InspectDataArgs
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.tokenizer import encode_stories
@@ -171,9 +171,10 @@ def test_the_command_prints_and_writes_json(tiny_run, tmp_path):
     assert 12 in own["steps"]
 
 
-def test_streamed_data_are_rejected_in_one_line(tiny_run, monkeypatch):
+def test_streamed_data_are_rejected_in_one_line(tiny_run):
     run_dir = train(tiny_run("--train.max_steps", "3"))
-    monkeypatch.setattr(DataArgs, "streaming", True, raising=False)
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("streaming: false", "streaming: true"))
     with pytest.raises(UserError, match=r"its stories were streamed .* inspect a run on prepared data"):
         inspect_data(InspectDataArgs(run=run_dir, step=1))
 

@@ -113,7 +113,9 @@ def test_a_killed_process_restarts_the_job(cluster, project):
 
 
 def test_a_job_that_fails_twice_at_the_same_step_ends(cluster, project):
-    job = Job(cluster, project, "--train.max_steps=4000", "--train.save_every=4000")
+    job = Job(
+        cluster, project, "--train.max_steps=20000", "--train.save_every=20000", "--train.eval_every=20000"
+    )
     for number in (1, 2):
         job.wait_for("run time at least", times=number)
         os.kill(job.workers()[1], signal.SIGKILL)
@@ -150,17 +152,21 @@ def test_a_value_that_only_the_run_rejects_ends_the_job(cluster, project):
 
 
 def test_a_second_job_on_the_same_run_ends_and_the_first_goes_on(cluster, project):
-    options = ("--train.max_steps=300", "--train.eval_every=300", "--train.save_every=300")
+    options = ("--train.max_steps=20000", "--train.eval_every=20000", "--train.save_every=20000")
     first = Job(cluster, project, *options)
     first.wait_for("run time at least")
     second = Job(cluster, project, *options)
     state = second.wait()
     assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0"), second.output
-    assert first.wait()["JobState"] == "COMPLETED", first.output
+    assert cluster.show(first.number)["JobState"] == "RUNNING", first.output
+    cluster.run("scancel", str(first.number))
+    assert first.wait()["JobState"] == "CANCELLED"
 
 
 def test_scancel_ends_every_process_after_saving(cluster, project):
-    job = Job(cluster, project, "--train.max_steps=4000", "--train.save_every=4000")
+    job = Job(
+        cluster, project, "--train.max_steps=20000", "--train.save_every=20000", "--train.eval_every=20000"
+    )
     job.wait_for("run time at least")
     workers = job.workers()
     cluster.run("scancel", str(job.number))

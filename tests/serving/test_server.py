@@ -15,7 +15,7 @@ import openai
 import pytest
 import torch
 from conftest import ROOT, tiny_model
-from script_process import _run_script, processes
+from script_process import processes, run_python
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinystories_slm.commands import COMMANDS
@@ -44,7 +44,7 @@ def serve_process(cwd: Path, *args: str, **environment: str) -> Iterator[tuple[o
     command = [str(ROOT / "scripts" / "serve.py"), "--port=0", *args]
     outputs = (str(cwd / "stdout"), str(log))
     process = processes.Process(
-        target=_run_script, args=(command, str(cwd), os.environ | environment, *outputs)
+        target=run_python, args=(command, str(cwd), os.environ | environment, *outputs)
     )
     process.start()
     try:

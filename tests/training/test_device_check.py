@@ -135,6 +135,7 @@ def test_no_float64_is_made_on_a_device_by_sampling_scores_and_time(meta_autocas
         run = MagicMock(seconds=7.0, estimated_final_seconds=1.0)
         run.config.train = TrainArgs(max_steps=20, log_every=1)
         run.progress.step = run.progress.warmup_seconds = run.progress.time_fraction = 10
+        run.progress.rewarm_step = 0
         run.accelerator.num_processes, run.accelerator.device = 2, META
         run.accelerator.reduce = lambda x, reduction: torch.zeros(x.shape)
         sync_stop_condition(run)

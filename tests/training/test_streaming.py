@@ -7,12 +7,14 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from data.test_streaming import hub, publish  # noqa: F401
-from hub.loopback import Fault
+from hub.conftest import hub_connection
+from hub.loopback import Fault, LoopbackHub
+from published_sets import publish_folder
 from script_process import processes, run_forked
 from story_files import write_parquet
 from training.helpers import assert_same_run, read_series, train_with_stops
@@ -44,6 +46,12 @@ def killed_step(run):
 loop.train_step = killed_step
 run_command(loop.train, RunConfig, is_distributed=True)
 """
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub, hub_connection(hub, tmp_path / "cache"):
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +135,8 @@ def test_stream_killed_five_times_is_bit_identical(streamed_run, fault):
     )
 
 
-def test_lost_connection_saves_the_steps_before_it(hub, folder, streamed_run, tmp_path, fault):  # noqa: F811
-    publish(hub, folder, "someone/stories")
+def test_lost_connection_saves_the_steps_before_it(hub, folder, streamed_run, tmp_path, fault):
+    publish_folder(hub, folder, "someone/stories")
     whole = train(streamed_run(name="whole", source="someone/stories"))
     config = streamed_run("--train.save_every", "90", name="cut", source="someone/stories")
     shutil.copytree(tmp_path / "data of whole", config.data.data_dir)

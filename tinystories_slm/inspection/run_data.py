@@ -70,7 +70,7 @@ class RunData:
         config = run_dir.load_config()
         if config is None:
             raise UserError(f"run ({path}): must be a run directory with a config.yaml; correct the path")
-        if getattr(config.data, "streaming", False):
+        if config.data.streaming:
             raise UserError(
                 f"run ({path}): its stories were streamed (data.streaming), and the order of a stream is not "
                 "recorded here; inspect a run on prepared data"

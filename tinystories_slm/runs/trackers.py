@@ -106,7 +106,11 @@ class Tracker:
 
     def _start(self, config: RunConfig, run_id: str) -> None:
         run_dir, name = config.output_dir, config.output_dir.absolute().name
-        values: dict[str, Any] | None = flatten(to_dict(config))
+        # Trackers take single values; the rules of data.exclude are a list.
+        values: dict[str, Any] | None = {
+            key: str(value) if isinstance(value, list) else value
+            for key, value in flatten(to_dict(config)).items()
+        }
         project, options = PROJECT, {}
         if self._name == "tensorboard":
             location = f"tensorboard --logdir {run_dir.parent}"

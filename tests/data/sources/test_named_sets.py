@@ -1,16 +1,12 @@
 """Named sets: each is read from a Hub of exactly the published shape, at the pinned commit."""
 
-import io
-import json
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hub.conftest import hub_connection
-from hub.loopback import Commit, File, LoopbackHub
+from hub.loopback import File, LoopbackHub
+from published_sets import TRAIN, VALID, parquet, publish, publish_tinystories, text
 
 from tinystories_slm.commands import run
 from tinystories_slm.config import DataArgs
@@ -22,8 +18,6 @@ from tinystories_slm.data.sources.registry import find_recorded_source, find_sou
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData
 
-TRAIN = [f"Tom saw {number} foxes.\n\nThey ran." for number in range(40)]
-VALID = [f"Sue saw {number} hens." for number in range(3)]
 BLOCK = "Features: Dialogue\nWords: quit, oak, gloomy\nSummary: They quit.\nStory: \n\nSara and Ben ran."
 
 
@@ -31,68 +25,6 @@ BLOCK = "Features: Dialogue\nWords: quit, oak, gloomy\nSummary: They quit.\nStor
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub, hub_connection(hub, tmp_path / "cache"):
         yield hub
-
-
-def parquet(**columns: list) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    return file.getvalue()
-
-
-def text(stories: list[str]) -> bytes:
-    return "".join(f"{story}\n<|endoftext|>\n" for story in stories).encode()
-
-
-def all_data(shards: list[list[str]]) -> bytes:
-    """TinyStories_all_data.tar.gz: data00.json, data01.json, ..., each one list."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as tar:
-        for number, stories in enumerate(shards):
-            records = [
-                {
-                    "story": story,
-                    "instruction": {"prompt:": "Write.", "words": ["hang", "foot"], "features": ["Dialogue"]},
-                    "summary": "They ran.",
-                    "source": "GPT-4",
-                }
-                for story in stories
-            ]
-            member = tarfile.TarInfo(f"data{number:02}.json")
-            content = json.dumps(records).encode()
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
-
-def publish(hub: LoopbackHub, repository: str, commit: str, files: Mapping[str, bytes]) -> None:
-    """Publish `files` as `commit`, and a newer commit without stories."""
-    created = hub.create(repository)
-    created.commits[commit] = Commit(commit, "stories", {path: File(data) for path, data in files.items()})
-    created.commit("newer", {"README.md": File(b"---\nlicense: mit\n---\n")})
-
-
-def publish_tinystories(hub: LoopbackHub) -> None:
-    """Publish the files that roneneldan/TinyStories has at the pinned commit; docs/data.md."""
-    shards = [TRAIN[:10], TRAIN[10:20], TRAIN[20:30], TRAIN[30:]]
-    names = ("2d5a1467fff1081b", "5852b56a2bd28fd9", "a26307300439e943", "d243063613e5a057")
-    files = {
-        f"data/train-0000{number}-of-00004-{name}.parquet": parquet(text=shards[number])
-        for number, name in enumerate(names)
-    }
-    files |= {
-        "data/validation-00000-of-00001-869c898b519ad725.parquet": parquet(text=VALID),
-        "Evaluation prompts.yaml": b"- Once upon a time\n",
-        "MLP_input_output.npy": b"\x93NUMPY",
-        "README.md": b"---\nlicense: cdla-sharing-1.0\n---\n",
-        "TinyStories-train.txt": text(["V1 as text"]),
-        "TinyStories-valid.txt": text(["V1 as text"]),
-        "TinyStoriesV2-GPT4-train.txt": text([f"V2 {story}" for story in TRAIN]),
-        "TinyStoriesV2-GPT4-valid.txt": text([f"V2 {story}" for story in VALID]),
-        "TinyStories_all_data.tar.gz": all_data(
-            [[f"shard {shard}, {n}" for n in range(5)] for shard in range(11)]
-        ),
-    }
-    publish(hub, "roneneldan/TinyStories", NAMED_SETS["tinystories"].revision, files)
 
 
 def downloaded(tmp_path: Path, name: str, **options: object) -> tuple[RawManifest, dict[str, list[str]]]:
