@@ -3,7 +3,8 @@
 #                     minutes more; TORCH=default, cpu, cu126, ...: with that build of
 #                     torch (see install.py)
 # make test           run the tests, without those that are marked slow
-# make test-all       run all tests
+# make test-all       run all tests but those of a real Slurm
+# make test-slurm     run those of the job scripts on a real Slurm, which mostly wait
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
 # make test-lowered   run the tests of kernels and numerics as on an older CPU (AVX2, no bfloat16 instructions)
@@ -30,7 +31,7 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-all test-lowest test-lowered test-research common-suite transformers-tests lint reliability
+.PHONY: story test test-all test-slurm test-lowest test-lowered test-research common-suite transformers-tests lint reliability
 .PHONY: notebooks clean
 
 story: .venv/installed
@@ -41,13 +42,17 @@ story: .venv/installed
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Every script once. With the newest versions, tests/test_wheel.py does the same.
 smoke := tests/test_smoke.py
+cluster := tests/launch/test_slurm_cluster.py
 
 test: .venv/installed-dev
 	@echo 'running the tests: about 8 minutes on two cores'
 	$(BIN)/python $(PYTEST) --ignore $(smoke) -m 'not slow'
 
 test-all: .venv/installed-dev
-	$(BIN)/python $(PYTEST) --ignore $(smoke)
+	$(BIN)/python $(PYTEST) --ignore $(smoke) --ignore $(cluster) --durations 25
+
+test-slurm: .venv/installed-dev
+	$(BIN)/python -m pytest $(cluster)
 
 common-suite: .venv/installed-dev transformers-tests
 	$(BIN)/python -m pytest tests/model/test_common_suite.py
