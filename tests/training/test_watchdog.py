@@ -1,15 +1,18 @@
 """A process that stops, hangs or dies in a launch of two: who is named, and how the launch ends."""
 
+import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from training.helpers import start_two_processes
 
 from tinystories_slm.config import save_config
 from tinystories_slm.training.checkpoints import checkpoint_step, checkpoints
-from tinystories_slm.training.watchdog import Heartbeat, StallDetector
+from tinystories_slm.training.watchdog import Heartbeat, StallDetector, Watchdog
 
 # The second process does ACTION at its seventh step.
 FAULT = """
@@ -133,3 +136,18 @@ def test_a_killed_process_ends_the_others_with_one_line(run_with, fault):
         "SIGKILL to one of two processes without a launcher",
         "the other ends with one line and exit code 69; the newest checkpoint is intact",
     )
+
+
+def test_waiting_for_a_stream_is_published_as_a_pause(monkeypatch):
+    published = []
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    watchdog = Watchdog(60, lambda: False)
+    watchdog._store = SimpleNamespace(set=lambda key, text: published.append(Heartbeat(*json.loads(text))))
+    for step in (0, 1):
+        watchdog.advance(step)
+        watchdog._publish(step)
+    with watchdog.paused():
+        watchdog._publish(2)
+    watchdog._publish(3)
+    # The first step, which may compile, is a pause as well.
+    assert [beat.is_paused for beat in published] == [True, False, True, False]

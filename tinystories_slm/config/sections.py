@@ -346,7 +346,7 @@ class RuntimeArgs:
     compiled."""
     timeout_s: float = 90.0
     """Seconds without progress of any process after which a launch of several processes ends and names the
-    process that holds it up. Evaluation and saving do not count."""
+    process that holds it up. Evaluation, saving and waiting for a stream do not count."""
 
     def problems(self) -> list[str]:
         """Return one sentence for each invalid value."""

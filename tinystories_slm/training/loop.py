@@ -187,7 +187,9 @@ def micro_batches(run: TrainingRun) -> Iterator[dict[str, torch.Tensor]]:
     accelerator, args = run.accelerator, run.config.train
     share = args.batch_size // accelerator.num_processes
     first = accelerator.process_index * share
-    batch = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
+    # A stream waits for its source, with retries of its own.
+    with run.watchdog.paused() if run.config.data.streaming else contextlib.nullcontext():
+        batch = run.dataset.batch(run.progress.step, args.batch_size, rows=slice(first, first + share))
     rows = run.runtime.per_device_batch_size
     inputs = {"input_ids": _copy_to(accelerator.device, batch.input_ids)}
     inputs["labels"] = inputs["input_ids"]

@@ -3,6 +3,7 @@
 Without it, the others wait in a collective operation until the timeout of half an hour.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -10,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Heartbeat(NamedTuple):
     step: int
     """Optimizer steps that it has finished."""
     is_paused: bool
-    """Whether the launch evaluates or saves: other processes wait, and nothing advances."""
+    """Whether the launch evaluates, saves or waits for a stream: nothing advances."""
     host: str
     pid: int
 
@@ -103,6 +104,7 @@ class Watchdog:
         self._is_paused = is_paused
         self._num_advances, self._step = 0, 0
         self._first_step: int | None = None
+        self._is_waiting = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._store: torch.distributed.Store | None = None
@@ -113,6 +115,13 @@ class Watchdog:
             self._first_step = step
         self._step = step
         self._num_advances += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block, which waits for something else than a process."""
+        self._is_waiting = True
+        yield
+        self._is_waiting = False
 
     def __enter__(self) -> "Watchdog":
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -153,7 +162,7 @@ class Watchdog:
             num_beats,
             self._num_advances,
             self._step,
-            self._is_paused() or is_first,
+            self._is_paused() or self._is_waiting or is_first,
             socket.gethostname(),
             os.getpid(),
         )
