@@ -4,6 +4,7 @@
 #                     torch (see install.py)
 # make test           run the tests, without those that are marked slow
 # make test-all       run all tests but those of a real Slurm
+# make test-weekly    execute the notebooks, with the answers to their exercises
 # make test-slurm     run those of the job scripts on a real Slurm, which mostly wait
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
@@ -31,7 +32,7 @@ requirements := setup.cfg pyproject.toml constraints.txt install.py
 newest := .cache/transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 lowest := .cache/transformers-$(shell sed -n 's/^    transformers >=\([0-9.]*\),<6$$/\1/p' setup.cfg | head -n 1)
 
-.PHONY: story test test-all test-slurm test-lowest test-lowered test-research common-suite transformers-tests lint reliability
+.PHONY: story test test-all test-slurm test-weekly test-lowest test-lowered test-research common-suite transformers-tests lint reliability
 .PHONY: notebooks clean
 
 story: .venv/installed
@@ -43,13 +44,19 @@ PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Every script once. With the newest versions, tests/test_wheel.py does the same.
 smoke := tests/test_smoke.py
 cluster := tests/launch/test_slurm_cluster.py
+# Long files first, so that no core waits for another at the end.
+order := tests/test_wheel.py tests/training tests
 
 test: .venv/installed-dev
 	@echo 'running the tests: about 8 minutes on two cores'
 	$(BIN)/python $(PYTEST) --ignore $(smoke) -m 'not slow'
 
 test-all: .venv/installed-dev
-	$(BIN)/python $(PYTEST) --ignore $(smoke) --ignore $(cluster) --durations 25
+	$(BIN)/python $(PYTEST) --ignore $(smoke) --ignore $(cluster) -m 'not weekly' --durations 25 $(order)
+
+# The execution of the notebooks takes minutes and depends on little else.
+test-weekly: .venv/installed-dev
+	$(BIN)/python -m pytest -m weekly
 
 test-slurm: .venv/installed-dev
 	$(BIN)/python -m pytest $(cluster)

@@ -102,6 +102,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("name", build.NAMES)
 def test_notebook_runs_and_its_checks_distinguish_stub_and_answer(name, trained, tmp_path):
     """Each answer and a copy of its check follow the check of the stub."""
