@@ -11,6 +11,7 @@ import psutil
 
 from tinystories_slm.config import RunConfig, flatten, replace_options, to_dict
 from tinystories_slm.data.sources.registry import find_source
+from tinystories_slm.doctor.numerics import precision_or_fallback
 from tinystories_slm.doctor.resources import free_memory
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.device import training_device
@@ -116,6 +117,7 @@ def _choose(
             per_token_s=law.bytes_per_token / _PREPARED_BYTES_PER_S,
             evaluated_tokens=num_evaluations(seconds) * EVAL_STORIES * tokens_per_story,
             evaluated_after=num_scored_after * tokens_per_story,
+            is_bf16=precision_or_fallback(config, training_device()) == "bf16",
         )
         plan = choose_plan(
             law,
