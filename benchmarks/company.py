@@ -31,6 +31,7 @@ from harness import (
 )
 from random_tokens import write_random_tokens
 
+from tinystories_slm.config import TokenizerArgs
 from tinystories_slm.config.flags import to_flags
 from tinystories_slm.hardware.host import num_usable_cores
 from tinystories_slm.runs.records import read_metrics
@@ -84,6 +85,8 @@ def _measure(
     """Return the tokens per second of a run after its first third, beside the neighbors."""
     run_dir = scratch / f"run_{next(run_numbers)}"
     flags = ONLY_TRAINING | {
+        "data.max_stories": None,
+        "tokenizer.max_stories": TokenizerArgs().max_stories,
         "output_dir": run_dir,
         "train.max_steps": steps,
         "train.max_minutes": None,
