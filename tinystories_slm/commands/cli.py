@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tinystories_slm.config import parse
 from tinystories_slm.errors import PROCESS_LOST_EXIT_CODE, ProcessLost, TrainingInterrupted, UserError
 from tinystories_slm.hardware.launch_env import local_process_rank, num_launched_processes, process_rank
+from tinystories_slm.hardware.openmp import limit_spinning
 from tinystories_slm.io.file_errors import ENVIRONMENT_ERRORS, file_error, system_errno
 
 Args = TypeVar("Args")
@@ -37,6 +38,7 @@ def run_command(
     after saving, the same command resumes; 130: interrupted.
     """
     _prepare_streams()
+    limit_spinning()
     # Each machine of a launch has its own log.
     is_main = not is_distributed or local_process_rank() == 0
     try:
