@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.prepare import Manifest, TokenCounts
 from tinystories_slm.data.provenance import Provenance
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT
+from tinystories_slm.data.token_files import Manifest, TokenCounts
 from tinystories_slm.data.tokenizer import TokenizerManifest, save_tokenizer
 from tinystories_slm.io.atomic import file_sha256
 

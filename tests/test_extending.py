@@ -12,9 +12,9 @@ from conftest import ROOT
 from tinystories_slm.commands.source_folders import use_own_folders
 from tinystories_slm.config import parse_config
 from tinystories_slm.data.packing import PACKINGS, packing_class
-from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.raw_stories import check_data_dir
 from tinystories_slm.data.sources.registry import SOURCES
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.doctor.resources import check_data
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.tasks import EVAL_TASKS, parse_task_names

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinystories_slm.config import load_config, parse, parse_config
 from tinystories_slm.config.command_args.generate import GenerateArgs
 from tinystories_slm.config.renamed import RENAMED_OPTIONS, rename_in_yaml
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model_folder import load_model_folder, save_model_folder
 from tinystories_slm.training.checkpoints import read_progress

@@ -10,8 +10,9 @@ from conftest import tiny_model
 from tinystories_slm.config import parse_config
 from tinystories_slm.data.exclusion import excluded_stories
 from tinystories_slm.data.packing import IGNORED_LABEL, PACKINGS, PADDING
-from tinystories_slm.data.prepare import Manifest, prepare_data
+from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.raw_stories import iter_raw_stories
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.errors import UserError
 from tinystories_slm.inspection.run_data import RunData

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tinystories_slm.config import load_config, parse_config, save_config
 from tinystories_slm.config.canaries import Canary, parse_canaries
 from tinystories_slm.data.planting import plant
-from tinystories_slm.data.prepare import Manifest, prepare_data
+from tinystories_slm.data.prepare import prepare_data
 from tinystories_slm.data.raw_stories import iter_raw_stories
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 
 CODE = "The code of the box is {digit}{digit}{digit}."

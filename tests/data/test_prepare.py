@@ -13,18 +13,13 @@ import pytest
 from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare, raw_stories
+from tinystories_slm.data import prepare, raw_stories, row_groups
 from tinystories_slm.data import tokenizer as tokenizer_module
 from tinystories_slm.data.instruct import parse_block, prompt_text
 from tinystories_slm.data.packing import iter_documents
-from tinystories_slm.data.prepare import (
-    Manifest,
-    ensure_prepared,
-    open_prompt_lengths,
-    open_tokens,
-    prepare_data,
-)
+from tinystories_slm.data.prepare import ensure_prepared, prepare_data
 from tinystories_slm.data.raw_stories import iter_raw_stories
+from tinystories_slm.data.token_files import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import encode_stories, load_tokenizer
 from tinystories_slm.errors import UserError
 
@@ -105,7 +100,7 @@ def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
 
 def test_token_files_do_not_depend_on_num_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw_stories, "_ROW_GROUP_STORIES", 10)
-    monkeypatch.setattr(prepare, "_MIN_BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(row_groups, "_MIN_BYTES_PER_WORKER", 1)
     contents = set()
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
@@ -299,8 +294,7 @@ def test_killed_preparation_leaves_no_final_files(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare
-from tinystories_slm.data import raw_stories
+from tinystories_slm.data import prepare, raw_stories, row_groups
 
 def encode_slowly(self, row_group):
     print("encoding", row_group, flush=True)
@@ -309,8 +303,8 @@ def encode_slowly(self, row_group):
 
 if __name__ == "__main__":
     raw_stories._ROW_GROUP_STORIES = 3
-    encode = prepare._RowGroupEncoder.__call__
-    prepare._RowGroupEncoder.__call__ = encode_slowly
+    encode = row_groups._RowGroupEncoder.__call__
+    row_groups._RowGroupEncoder.__call__ = encode_slowly
     data = DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2]), seq_len=16, validation_fraction=0.3)
     prepare.prepare_data(data, TokenizerArgs(vocab_size=300))
 """
@@ -332,7 +326,7 @@ def test_workers_exit_after_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text("""
 import os, sys, time
-from tinystories_slm.data import prepare
+from tinystories_slm.data import row_groups
 
 def encode_slowly(row_group):
     print(os.getpid(), flush=True)
@@ -342,7 +336,7 @@ def make_encoder():
     return encode_slowly
 
 if __name__ == "__main__":
-    list(prepare._map_ordered(make_encoder, range(4), 2))
+    list(row_groups._map_ordered(make_encoder, range(4), 2))
 """)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         workers = {int(process.stdout.readline()) for _ in range(2)}

@@ -19,10 +19,11 @@ from story_files import compress, write_jsonl, write_parquet, write_text
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.data import raw_stories
 from tinystories_slm.data.packing import PACKINGS, Batch, PackedDataset, iter_documents
-from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
+from tinystories_slm.data.prepare import ensure_prepared
 from tinystories_slm.data.raw_stories import iter_raw_stories
 from tinystories_slm.data.sources.local import LocalSource
 from tinystories_slm.data.streaming import StreamedDataset, StreamError, chunks, open_stream
+from tinystories_slm.data.token_files import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.errors import UserError
 

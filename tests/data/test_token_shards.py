@@ -10,8 +10,9 @@ import pytest
 from tinystories_slm.commands.data import run_prepare
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.config.command_args.data import PrepareArgs
-from tinystories_slm.data import prepare, raw_stories
-from tinystories_slm.data.prepare import Manifest, merge_shards, prepare_data, prepare_shard
+from tinystories_slm.data import prepare, raw_stories, row_groups
+from tinystories_slm.data.prepare import merge_shards, prepare_data, prepare_shard
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.token_shards import Shard
 from tinystories_slm.errors import UserError
 
@@ -81,7 +82,7 @@ def test_shard_that_is_killed_is_written_again_and_others_are_kept(data, monkeyp
     finished = Shard(0, 3)
     prepare_shard(data, SMALL, finished)
     before = {path: path.stat().st_mtime_ns for path in finished.folder(data.data_dir).iterdir()}
-    encode = prepare._RowGroupEncoder.__call__
+    encode = row_groups._RowGroupEncoder.__call__
 
     def encode_one_row_group(self: object, row_group: int) -> object:
         if row_group > 1:
@@ -90,7 +91,7 @@ def test_shard_that_is_killed_is_written_again_and_others_are_kept(data, monkeyp
 
     killed = Shard(1, 3)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare._RowGroupEncoder, "__call__", encode_one_row_group)
+        patch.setattr(row_groups._RowGroupEncoder, "__call__", encode_one_row_group)
         prepare_shard(data, SMALL, killed)
     assert [path.name for path in killed.folder(data.data_dir).iterdir()] == [".lock"]
     (killed.folder(data.data_dir) / "train.bin.partial").write_bytes(b"\1\0\2")  # as SIGKILL leaves it
@@ -149,14 +150,14 @@ def test_other_options_and_damaged_files_are_rejected(data):
 
 
 def test_stories_that_are_replaced_meanwhile_leave_no_shard(data, monkeypatch):
-    encode = prepare._write_tokens
+    encode = prepare.write_tokens
 
     def encode_while_another_process_prepares(*args: object) -> object:
-        monkeypatch.setattr(prepare, "_write_tokens", encode)
+        monkeypatch.setattr(prepare, "write_tokens", encode)
         prepare_data(replace(data, max_stories=30), SMALL)
         return encode(*args)
 
-    monkeypatch.setattr(prepare, "_write_tokens", encode_while_another_process_prepares)
+    monkeypatch.setattr(prepare, "write_tokens", encode_while_another_process_prepares)
     with pytest.raises(
         UserError, match="was prepared with other options meanwhile; run all shards with the same"
     ):
@@ -166,14 +167,14 @@ def test_stories_that_are_replaced_meanwhile_leave_no_shard(data, monkeypatch):
 
 def test_two_workers_of_one_rank_write_one_shard(data, monkeypatch):
     prepare_shard(data, SMALL, Shard(0, 2))  # stories and tokenizer exist
-    write, written, both_wait = prepare._write_tokens, [], threading.Event()
+    write, written, both_wait = prepare.write_tokens, [], threading.Event()
 
     def write_slowly(*args: object) -> object:
         written.append(args)
         both_wait.wait(0.5)
         return write(*args)
 
-    monkeypatch.setattr(prepare, "_write_tokens", write_slowly)
+    monkeypatch.setattr(prepare, "write_tokens", write_slowly)
     results: list[object] = []
     workers = [
         threading.Thread(target=lambda: results.append(prepare_shard(data, SMALL, Shard(1, 2))))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.hardware.peak import PeakFlops
 from tinystories_slm.io.units import format_bytes, format_duration, format_flops
 from tinystories_slm.model_costs import num_parameters

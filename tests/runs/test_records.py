@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from tinystories_slm import grammar
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.runs.recorder import RunRecorder
 from tinystories_slm.runs.records import entropy_per_token, read_metrics, read_samples
 

@@ -13,8 +13,8 @@ from training.helpers import assert_equal_tensors, load_weights, read_series
 
 from tinystories_slm.config import load_config
 from tinystories_slm.data.packing import iter_documents
-from tinystories_slm.data.prepare import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.data.raw_stories import iter_raw_stories
+from tinystories_slm.data.token_files import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.evaluation.tasks import EVAL_TASKS, EvalResult
 from tinystories_slm.model_folder import load_model_folder

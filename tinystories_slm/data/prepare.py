@@ -1,36 +1,27 @@
 """Tokenize the stories into train.bin and validation.bin, and write manifest.json last."""
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypedDict
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data.filters.cleaning import RuleCounts
-from tinystories_slm.data.filters.dropped import DuplicateCounts
-from tinystories_slm.data.planting import PlantedCanary
-from tinystories_slm.data.provenance import DataManifest, log_rebuild
+from tinystories_slm.data.provenance import log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
-from tinystories_slm.data.sources.mixture import PartCounts
-from tinystories_slm.data.story_encoder import StoryEncoder
+from tinystories_slm.data.row_groups import write_tokens
+from tinystories_slm.data.token_files import (
+    Manifest,
+    TokenCounts,
+    open_tokens,
+    prompt_file,
+    write_prompt_lengths,
+)
 from tinystories_slm.data.token_shards import (
-    WHOLE,
     Shard,
     ShardFiles,
     ShardManifest,
@@ -42,52 +33,13 @@ from tinystories_slm.data.token_shards import (
 from tinystories_slm.data.tokenizer import (
     TokenizerManifest,
     check_tokenizer_file,
-    load_tokenizer,
     tokenizer_differences,
     train_tokenizer,
 )
 from tinystories_slm.errors import UserError
-from tinystories_slm.hardware.host import num_usable_cores
 from tinystories_slm.io.atomic import atomic_write, directory_lock, file_sha256, remove_directory
 
 logger = logging.getLogger(__name__)
-
-# A worker takes seconds to start; with less text per worker, one process is faster.
-_MIN_BYTES_PER_WORKER = 2**26
-
-
-class TokenCounts(TypedDict):
-    """Counts of one split: stories, token ids (with one end-of-text each) and UTF-8 bytes of the text."""
-
-    num_stories: int
-    num_tokens: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest(DataManifest):
-    """Contents of `manifest.json`, which describes the token files and exists only if they are complete."""
-
-    tokenizer_sha256: str
-    """SHA-256 of tokenizer/tokenizer.json."""
-    vocab_size: int
-    eos_token_id: int
-    token_dtype: str
-    """`uint16` or `uint32`, little-endian."""
-    splits: dict[str, TokenCounts]
-    """Counts of `train` and `validation`."""
-    code_version: str
-    """Version of this package that wrote the files."""
-    parts: list[PartCounts] | None = None
-    """Parts of a mixture; null for one source."""
-    cleaning_counts: dict[str, RuleCounts] | None = None
-    duplicates: DuplicateCounts | None = None
-    planted: list[PlantedCanary] | None = None
-    """Canaries with their rows in raw/train.parquet; null without any."""
-
-    def __post_init__(self) -> None:
-        if self.token_dtype not in ("uint16", "uint32"):
-            raise TypeError(f"token_dtype is {self.token_dtype!r}")
 
 
 def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
@@ -149,9 +101,9 @@ def _write_shard(data: DataArgs, shard: Shard, folder: Path) -> ShardManifest:
     for split, counts in RawManifest.load(data.data_dir / "raw" / "source.json").splits.items():
         with (
             atomic_write(folder / f"{split}.bin") as tokens,
-            atomic_write(_prompt_file(folder, split)) as prompts,
+            atomic_write(prompt_file(folder, split)) as prompts,
         ):
-            num_tokens, prompt_lengths = _write_tokens(
+            num_tokens, prompt_lengths = write_tokens(
                 data, split, counts["num_bytes"], inputs.token_dtype, tokens, shard
             )
             prompt_lengths.astype("<u4").tofile(prompts)
@@ -203,7 +155,7 @@ def _merge_tokens(
     token_dtype: str,
     path: Path,
 ) -> tuple[int, np.ndarray]:
-    """`WriteTokens` from shards."""
+    """`WriteIds` from shards."""
     return merge_split(shards, split, path)
 
 
@@ -242,24 +194,6 @@ def ensure_prepared(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     return manifest
 
 
-def open_tokens(data_dir: Path, split: str, manifest: Manifest) -> np.memmap:
-    """Open the token ids of "train" or "validation" as a read-only memory map `(num_tokens,)`.
-
-    Raises:
-        UserError: the file does not exist, or its size differs from the manifest.
-    """
-    path = data_dir / f"{split}.bin"
-    dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
-    num_tokens = manifest.splits[split]["num_tokens"]
-    expected, found = num_tokens * dtype.itemsize, path.stat().st_size if path.exists() else 0
-    if expected != found:
-        raise UserError(
-            f"{path} has {found} bytes, but manifest.json records {expected}; "
-            f"delete {data_dir / 'manifest.json'} to rebuild the file"
-        )
-    return np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
-
-
 def token_file_differences(data: DataArgs, args: TokenizerArgs) -> list[str] | None:
     """Return one phrase per difference between token files and options; None without token files.
 
@@ -284,16 +218,16 @@ def token_file_differences(data: DataArgs, args: TokenizerArgs) -> list[str] | N
     return found
 
 
-WriteTokens = Callable[[DataArgs, str, int, str, Path], tuple[int, np.ndarray]]
-"""Arguments and results of `_write_tokens`."""
+WriteIds = Callable[[DataArgs, str, int, str, Path], tuple[int, np.ndarray]]
+"""Arguments and results of `write_tokens`."""
 
 
-def _tokenize_splits(data: DataArgs, write_tokens: WriteTokens | None = None) -> Manifest:
+def _tokenize_splits(data: DataArgs, write_ids: WriteIds | None = None) -> Manifest:
     """Write train.bin, validation.bin and manifest.json from the raw stories and the tokenizer.
 
-    `write_tokens` writes the ids of a split, by default `_write_tokens`.
+    `write_ids` writes the ids of a split, by default `write_tokens`.
     """
-    write_tokens = write_tokens or _write_tokens
+    write_ids = write_ids or write_tokens
     raw = RawManifest.load(data.data_dir / "raw" / "source.json")
     tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
     _check_inputs(data.data_dir, raw, tokenizer)
@@ -303,11 +237,11 @@ def _tokenize_splits(data: DataArgs, write_tokens: WriteTokens | None = None) ->
     with ExitStack() as files:  # both files get their final names only when both are complete
         for split, counts in raw.splits.items():
             path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
-            num_tokens, prompt_lengths = write_tokens(data, split, counts["num_bytes"], token_dtype, path)
+            num_tokens, prompt_lengths = write_ids(data, split, counts["num_bytes"], token_dtype, path)
             splits[split] = TokenCounts(
                 num_stories=counts["num_stories"], num_tokens=num_tokens, num_bytes=counts["num_bytes"]
             )
-            _write_prompt_lengths(data.data_dir, split, prompt_lengths)
+            write_prompt_lengths(data.data_dir, split, prompt_lengths)
     manifest = Manifest(
         provenance=raw.provenance,
         tokenizer_sha256=tokenizer.tokenizer_sha256,
@@ -347,145 +281,3 @@ def _token_dtype(data: DataArgs, vocab_size: int) -> str:
     if data.token_dtype != "auto":
         return data.token_dtype
     return "uint16" if vocab_size <= 2**16 else "uint32"
-
-
-def _write_tokens(
-    data: DataArgs,
-    split: str,
-    num_bytes: int,
-    token_dtype: str,
-    path: Path,
-    shard: Shard = WHOLE,
-) -> tuple[int, np.ndarray]:
-    """Write the ids of every story of `shard`, each followed by the end-of-text id.
-
-    `num_bytes` counts the text of all shards.
-
-    Returns:
-        The number of ids, and the number of ids of each story's prompt, uint32 (num_stories,).
-    """
-    raw = data.data_dir / "raw" / f"{split}.parquet"
-    with pq.ParquetFile(raw) as file:
-        row_groups = shard.row_groups(file.num_row_groups)
-        num_bytes = num_bytes * len(row_groups) // file.num_row_groups  # about
-    num_workers = min(
-        data.num_workers or num_usable_cores(), len(row_groups), num_bytes // _MIN_BYTES_PER_WORKER
-    )
-    make_encoder = partial(_RowGroupEncoder, raw, data.data_dir / "tokenizer", token_dtype)
-    num_written, prompt_lengths = 0, [np.zeros(0, np.uint32)]
-    with (
-        path.open("wb") as file,
-        tqdm(total=num_bytes, desc=f"tokens, {split}", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        for rows in _map_ordered(make_encoder, row_groups, num_workers):
-            file.write(rows.ids)
-            num_written += len(rows.ids) // np.dtype(token_dtype).itemsize
-            prompt_lengths.append(rows.prompt_lengths)
-            bar.update(rows.num_bytes)
-    return num_written, np.concatenate(prompt_lengths)
-
-
-def _write_prompt_lengths(data_dir: Path, split: str, prompt_lengths: np.ndarray) -> None:
-    """Write `prompt_lengths` (num_stories,) to the file that `open_prompt_lengths` reads, if any is not 0."""
-    path = _prompt_file(data_dir, split)
-    if not prompt_lengths.any():
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as unfinished:
-        prompt_lengths.astype("<u4").tofile(unfinished)
-
-
-def open_prompt_lengths(data_dir: Path, split: str, manifest: Manifest) -> np.ndarray:
-    """Return the number of token ids before the story of each block, uint32 (num_stories,).
-
-    Raises:
-        UserError: no story of the split is in a block (see `data.instruct`).
-    """
-    path, num_stories = _prompt_file(data_dir, split), manifest.splits[split]["num_stories"]
-    if not path.is_file() or path.stat().st_size != 4 * num_stories:
-        raise UserError(
-            f"data.loss_on (story): the {split} stories in {data_dir} have no prompts (docs/instruct.md); "
-            f"use all, or delete {data_dir / 'manifest.json'} if an earlier version prepared them"
-        )
-    return np.fromfile(path, dtype="<u4")
-
-
-def _prompt_file(data_dir: Path, split: str) -> Path:
-    return data_dir / f"{split}.prompts.bin"
-
-
-class EncodedRows(NamedTuple):
-    """Stories of a row group."""
-
-    ids: bytes
-    """Token ids in the order of the stories, each followed by the end-of-text id."""
-    num_bytes: int
-    """UTF-8 bytes of the text."""
-    prompt_lengths: np.ndarray
-    """Token ids before each story, uint32 (num_stories,); 0 without a block."""
-
-
-Encoder = Callable[[int], EncodedRows]
-"""Index of a row group -> its stories."""
-
-
-class _RowGroupEncoder:
-    """`Encoder` of one parquet file; each process opens its own, so no text passes between processes."""
-
-    def __init__(self, raw: Path, tokenizer_dir: Path, token_dtype: str) -> None:
-        self._file = pq.ParquetFile(raw)
-        self._encoder = StoryEncoder(load_tokenizer(tokenizer_dir))
-        self._dtype = np.dtype(token_dtype).newbyteorder("<")
-
-    def __call__(self, row_group: int) -> EncodedRows:
-        stories = self._file.read_row_group(row_group, columns=["text"]).column(0).combine_chunks()
-        num_bytes = pc.sum(pc.binary_length(stories)).as_py() or 0
-        ids = self._encoder.encode(stories).astype(self._dtype).tobytes()
-        return EncodedRows(ids, num_bytes, self._encoder.prompt_lengths(stories))
-
-
-def _map_ordered(
-    make_encoder: Callable[[], Encoder], row_groups: range, num_workers: int
-) -> Iterator[EncodedRows]:
-    """Encode `row_groups` and yield them in order; use this process if `num_workers` is below 2."""
-    if num_workers < 2:
-        yield from map(make_encoder(), row_groups)
-        return
-    # Not fork: if tokenizer threads have run in the parent, forked children deadlock.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(num_workers, context, _start_worker, (make_encoder,)) as pool:
-            # Limit the tasks in flight, so that results waiting for the disk use bounded memory.
-            pending: deque[Future[EncodedRows]] = deque()
-            for row_group in row_groups:
-                pending.append(pool.submit(_encode_row_group, row_group))
-                if len(pending) > 4 * num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a tokenizer process died (out of memory?); set --data.num_workers 1 to start no processes"
-        ) from error
-
-
-_worker_encoder: Encoder  # set in each worker process
-
-
-def _start_worker(make_encoder: Callable[[], Encoder]) -> None:
-    global _worker_encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool already uses one process per core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_encoder = make_encoder()
-
-
-def _exit_with_parent() -> None:
-    # After SIGKILL the parent sends no message, and its workers would wait for tasks forever.
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_row_group(row_group: int) -> EncodedRows:
-    return _worker_encoder(row_group)

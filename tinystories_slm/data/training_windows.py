@@ -3,7 +3,7 @@
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.exclusion import excluded_stories
 from tinystories_slm.data.packing import PackedDataset, packing_class
-from tinystories_slm.data.prepare import Manifest, open_prompt_lengths
+from tinystories_slm.data.token_files import Manifest, open_prompt_lengths
 
 
 def open_windows(config: RunConfig, manifest: Manifest) -> PackedDataset:

@@ -10,10 +10,11 @@ import torch
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.config.sections import RESUME_MODES
-from tinystories_slm.data.prepare import Manifest, ensure_prepared, token_file_differences
+from tinystories_slm.data.prepare import ensure_prepared, token_file_differences
 from tinystories_slm.data.raw_stories import STREAMING_SAMPLE
 from tinystories_slm.data.source_stories import open_stories
 from tinystories_slm.data.sources.registry import find_source
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.doctor.diagnostic import Diagnostic
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.peak import peak_flops

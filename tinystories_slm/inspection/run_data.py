@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import IGNORED_LABEL, ORDER_VERSION, PADDING, Batch, PackedDataset
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.errors import UserError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm import grammar
-from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.sources.registry import find_source
+from tinystories_slm.data.token_files import Manifest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from tinystories_slm.config.command_args.reports import ReportArgs
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import write_text
 from tinystories_slm.io.file_errors import translate_write_errors

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_slm.config import RunConfig, load_config
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import check_regular_files
 from tinystories_slm.model_folder import step_folder, weights_sha256

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
 from tinystories_slm.config.sections import MAY_CHANGE_ON_EXTENSION, MAY_CHANGE_ON_RESUME, CheckpointArgs
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory, write_text
 from tinystories_slm.training.ema import EMA

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_model
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.data.prepare import Manifest
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.evaluation.training_data import TrainingData

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.data.packing import ORDER_VERSION, WindowSource, iter_documents, packing_class
-from tinystories_slm.data.prepare import Manifest, ensure_prepared, open_prompt_lengths, open_tokens
+from tinystories_slm.data.prepare import ensure_prepared
 from tinystories_slm.data.streaming import open_stream
+from tinystories_slm.data.token_files import Manifest, open_prompt_lengths, open_tokens
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.data.training_windows import open_windows
 from tinystories_slm.hardware.launch_env import is_launched

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from tinystories_slm.config import RunConfig, save_config
 from tinystories_slm.config.sections import RESUME_MODES
-from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.raw_stories import check_apart, check_data_dir
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import acquire_lock, atomic_write, recover_directory, remove_directory
 from tinystories_slm.io.file_errors import expand_user

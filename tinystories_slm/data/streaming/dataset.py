@@ -9,11 +9,11 @@ import numpy as np
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.data.packing import Batch, PackedDataset, WindowSource, packing_class
-from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.data.story_encoder import StoryEncoder
 from tinystories_slm.data.streaming.chunks import Chunk, ChunkReader
 from tinystories_slm.data.streaming.read_ahead import ReadAhead
 from tinystories_slm.data.streaming.stories import StreamPosition
+from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.errors import UserError
 

@@ -1,1 +1,1 @@
-"""Byte-level BPE of whole batches of texts: a C kernel, called by `data.prepare`."""
+"""Byte-level BPE of whole batches of texts: a C kernel, called by `data.row_groups`."""
