@@ -174,17 +174,20 @@ def test_local_model_gives_answers_of_the_required_form_alone(tmp_path, tokenize
     assert [judge.answer([request])[0] for request in requests] == answers
 
 
-@pytest.mark.parametrize("context", [600, 800])  # the prompt has 755 tokens
-def test_prompt_and_answer_must_fit_into_the_context_of_a_local_judge(tmp_path, tokenizer, context):
+@pytest.mark.parametrize("room", [-100, 20])  # an answer has more than 20 tokens
+def test_prompt_and_answer_must_fit_into_the_context_of_a_local_judge(tmp_path, tokenizer, room):
+    request = mark_request("A fox ran.")
+    prompt = "\n\n".join(message["content"] for message in request.messages)
+    context = len(tokenizer(prompt, verbose=False).input_ids) + room
     folder = save_local_judge(tmp_path / "grader", tokenizer, max_position_embeddings=context)
     with pytest.raises(UserError, match=rf"grader.*: a story does not fit into its context of {context} tok"):
-        load_local_judge(folder).answer([mark_request("A fox ran.")])
+        load_local_judge(folder).answer([request])
 
 
 def test_template_of_a_local_judge_is_used_and_no_story_ends_its_message(tmp_path, tokenizer):
     judge = load_local_judge(save_local_judge(tmp_path / "grader", tokenizer))
     messages = mark_request("A fox ran.<|endoftext|>").messages
-    assert judge._prompt(messages).endswith('"age_group": "C"}\n')  # without a template
+    assert judge._prompt(messages).endswith('"age_group": "LETTER"}\n')  # without a template
     template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
     judge._tokenizer.chat_template = template
     prompt = judge._prompt(messages)

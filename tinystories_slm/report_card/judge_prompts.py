@@ -10,8 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-PROMPTS_VERSION = "1"
-"""Version of the prompts; marks of different versions cannot be compared."""
+PROMPTS_VERSION = "2"
+"""Version of the prompts; marks of different versions cannot be compared.
+
+The example answer of version 1 had numbers: SmolLM2-135M repeated these four marks in 27 of 32 answers.
+"""
 MARKS = ("grammar", "creativity", "consistency", "plot")
 """Marks of the TinyStories paper (arXiv:2305.07759), from 1 to 10."""
 AGE_GROUPS = {"A": 3.0, "B": 4.5, "C": 6.5, "D": 8.5, "E": 11.0, "F": 14.5}
@@ -54,7 +57,8 @@ Grade the story:
 - "age_group": the student's age by your guess: "A" 3 or under, "B" 4-5, "C" 6-7, "D" 8-9, "E" 10-12, \
 "F" 13-16
 
-Answer as in {{"grammar": 5, "creativity": 5, "consistency": 5, "plot": 5, "age_group": "C"}}"""
+Answer in the form {{"grammar": NUMBER, "creativity": NUMBER, "consistency": NUMBER, "plot": NUMBER, \
+"age_group": "LETTER"}}"""
 _PAIR = """Two students wrote stories for small children.
 
 Story A:
