@@ -1,5 +1,6 @@
 """Model folders: replaced atomically, loaded with equal weights with and without this package."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,10 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_model
 
+from tinystories_slm.config.command_args.publish import ExportArgs
 from tinystories_slm.errors import UserError
-from tinystories_slm.model_folder import load_model_folder, save_model_folder
+from tinystories_slm.export import export
+from tinystories_slm.model_folder import load_model_folder, save_model_folder, weights_sha256
+from tinystories_slm.text_boundaries import text_boundaries
 
 
 def test_save_replaces_the_complete_folder(model_with_tokenizer, tokenizer, tmp_path):
@@ -68,6 +72,27 @@ def test_pipes_folders_and_dangling_links_are_one_line_errors(model_with_tokeniz
             (folder / name).unlink() if not (folder / name).is_dir() else (folder / name).rmdir()
             (tmp_path / name).rename(folder / name)
     load_model_folder(str(folder))
+
+
+def test_gguf_file_loads_as_the_folder_does(tokenizer, tmp_path):
+    model = tiny_model(vocab_size=len(tokenizer), family="llama")
+    model.config.training_data = [{"source": "builtin"}]
+    folder = save_model_folder(model, tokenizer, tmp_path / "best")
+    args = ExportArgs(model=str(folder), format="gguf", quantization="f32", output=tmp_path / "exported")
+    file = export(args) / "model.gguf"
+    loaded, of_file = load_model_folder(str(file))
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert of_file("Once upon", add_special_tokens=False) == tokenizer("Once upon", add_special_tokens=False)
+    assert text_boundaries(loaded, of_file) == text_boundaries(model, tokenizer)
+    assert loaded.config.training_data == model.config.training_data
+    assert weights_sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=r"revision \(main\) requires a Hub model, and .* is local"):
+        load_model_folder(str(file), revision="main")
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"model '.*model.gguf' cannot be loaded: ") as error:
+        load_model_folder(str(file))
+    assert "\n" not in str(error.value)
 
 
 def test_folder_loads_without_this_package(model_with_tokenizer, tokenizer, tmp_path):

@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from tinystories_slm.data.sources.hub import resolve_model_commit
 from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
+from tinystories_slm.gguf_file import GgufFacts, gguf_source, is_gguf_file, read_gguf_facts
 from tinystories_slm.hardware.device import resolve_device
 from tinystories_slm.io.atomic import file_sha256, replace_directory
 from tinystories_slm.io.file_errors import check_regular_files, expand_user
@@ -133,9 +134,11 @@ def default_generation_config(
 def weights_sha256(folder: Path) -> str | None:
     """Return the SHA-256 of the weights in a model folder; it names them in every figure computed from them.
 
-    That of model.safetensors, as `sha256sum` prints it; of several weight files, that of their `sha256sum`
-    listing. None without weights.
+    That of a GGUF file or of model.safetensors, as `sha256sum` prints it; of several weight files, that of
+    their `sha256sum` listing. None without weights.
     """
+    if is_gguf_file(folder):
+        return file_sha256(folder)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if len(files) < 2:
         return file_sha256(files[0]) if files else None
@@ -152,14 +155,14 @@ def load_model_folder(
     dtype: str | torch.dtype = torch.float32,
     requires_eos: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load any causal language model and its tokenizer from a folder or the Hub.
+    """Load any causal language model and its tokenizer from a folder, a GGUF file or the Hub.
 
     From the Hub, configuration, code, weights and tokenizer come from one commit: the one that
     `revision` points to now. torch's restricted unpickler reads pickled weights (.bin) and runs none
     of their code.
 
     Args:
-        model: Folder or Hub id, or one with a revision, as for `resolve_model`.
+        model: Folder, GGUF file or Hub id, or one with a revision, as for `resolve_model`.
         revision: Branch, tag or commit of a Hub model (None for its newest commit), or a kept step of a run.
         trust_remote_code: Run the code in the folder or repository.
         device: Device of the model; None or `auto` for the best available one.
@@ -172,20 +175,53 @@ def load_model_folder(
     """
     device = resolve_device(device)
     reference = resolve_model(model, revision)
+    with _pretrained_source(reference) as (name, options):
+        network, loading = _read_model(
+            reference.name, name, trust_remote_code=trust_remote_code, dtype=dtype, **options
+        )
+    _check_weights(reference.name, network, loading)
+    tokenizer = load_tokenizer(
+        reference.name,
+        revision=options.get("revision"),
+        trust_remote_code=trust_remote_code,
+        requires_eos=requires_eos,
+    )
+    return network.to(device).eval(), tokenizer
+
+
+def _pretrained_source(reference: ModelReference) -> AbstractContextManager[tuple[str, dict[str, Any]]]:
+    """Return a context with the name and the options that `from_pretrained` needs for the model."""
     model, revision = reference
+    if is_gguf_file(path := expand_user(model)):
+        _check_no_revision(model, revision)
+        return gguf_source(path)
     if reference.is_local:
-        model, pinned = _local_folder(model, revision), {}
-    else:
-        pinned = _pinned_revision(model, revision)
+        return nullcontext((_local_folder(model, revision), {}))
+    return nullcontext((model, _pinned_revision(model, revision)))
+
+
+def _read_model(
+    model: str, name: str, *, trust_remote_code: bool, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model and what `from_pretrained` states about its weights.
+
+    Raises:
+        UserError: it cannot be loaded, or it needs code that is not trusted.
+    """
     try:
+        file = options.get("gguf_file")
+        facts = GgufFacts() if file is None else read_gguf_facts(Path(file))
         with no_progress_bars():
             network, loading = AutoModelForCausalLM.from_pretrained(
-                model,
+                name,
                 trust_remote_code=trust_remote_code,
-                dtype=dtype,
                 output_loading_info=True,
-                **pinned,
+                **options,
+                **facts.options,
             )
+        if facts.training_data is not None:
+            network.config.training_data = facts.training_data
+        return network, loading
     except Exception as error:  # from transformers, the code of the model, or the reader of the file format
         if "trust_remote_code" in str(error) and not trust_remote_code:
             raise UserError(
@@ -194,14 +230,6 @@ def load_model_folder(
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"model {model!r} cannot be loaded: {reason[:300]}") from error
-    _check_weights(model, network, loading)
-    tokenizer = load_tokenizer(
-        model,
-        revision=pinned.get("revision"),
-        trust_remote_code=trust_remote_code,
-        requires_eos=requires_eos,
-    )
-    return network.to(device).eval(), tokenizer
 
 
 def _local_folder(model: str, revision: str | None) -> str:
@@ -217,11 +245,15 @@ def _local_folder(model: str, revision: str | None) -> str:
             "or RUN@step512"
         )
     check_regular_files(path, MODEL_SUFFIXES)
+    _check_no_revision(model, revision)
+    return str(path)
+
+
+def _check_no_revision(model: str, revision: str | None) -> None:
     if revision is not None:
         raise UserError(
-            f"revision ({revision}) requires a Hub model, and model {model!r} is a folder; remove revision"
+            f"revision ({revision}) requires a Hub model, and model {model!r} is local; remove revision"
         )
-    return str(path)
 
 
 def _check_weights(model: str, network: PreTrainedModel, loading: Mapping[str, Collection[str]]) -> None:

@@ -13,8 +13,8 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.export import ExportArgs, ExportError, export
 from tinystories_slm.export import gguf as gguf_export
 from tinystories_slm.export.checks import TOKENIZER_TEXTS
-from tinystories_slm.export.native import native_model
-from tinystories_slm.model_folder import save_model_folder
+from tinystories_slm.gguf_file import read_gguf_facts
+from tinystories_slm.model_folder import load_model_folder, save_model_folder
 
 GREEDY = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": None}
 
@@ -22,10 +22,13 @@ GREEDY = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": None}
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_file_loads_with_equal_logits_and_ids(family, exported, original, best, input_ids):
     folder, model = exported(family, "gguf", quantization="f32"), original(family)
-    kwargs = gguf_export.from_pretrained_kwargs(native_model(model))
+    kwargs = read_gguf_facts(folder / "model.gguf").options
     exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **kwargs).eval()
 
     assert torch.equal(exported_model(input_ids).logits, model(input_ids).logits)
+    assert torch.equal(
+        load_model_folder(str(folder / "model.gguf"))[0](input_ids).logits, model(input_ids).logits
+    )
     assert exported_model.config.eos_token_id == exported_model.generation_config.eos_token_id == 0
     tokenizer = AutoTokenizer.from_pretrained(best(family))
     gguf_tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
@@ -48,7 +51,7 @@ def test_common_models_load_with_the_file_name_alone(family, exported, original,
 def test_smaller_types_round_only_the_weights(family, quantization, exported, original, input_ids):
     model = original(family)
     folder = exported(family, "gguf", quantization=quantization)
-    kwargs = gguf_export.from_pretrained_kwargs(native_model(model))
+    kwargs = read_gguf_facts(folder / "model.gguf").options
     exported_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", **kwargs).eval()
 
     difference = (exported_model(input_ids).logits - model(input_ids).logits).abs().max().item()

@@ -208,6 +208,8 @@ def test_judge_marks_the_stories_and_its_answers_stay_off_the_page(
         assert "sk-secret" not in path.read_text(encoding="utf-8"), path
     page = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "alert(1)" not in page and "planted faults found" in page
+    assert page.count('panel unreliable"') == 5 and "This judge is not reliable." in page
+    assert "It finds 0 of 24 planted faults, and a judge that guesses finds about 6." in page
     assert server.keys == {"Bearer sk-secret-of-the-test"}
 
 

@@ -100,10 +100,16 @@ def _build_parser(args_type: type, program: str) -> ArgumentParser:
 
 
 def _command_options(args_type: type) -> set[str]:
-    """Return the options that a command adds to those of its base class and that are null by default."""
-    inherited = {field.name for base in args_type.__mro__[1:] if is_dataclass(base) for field in fields(base)}
+    """Return the options that a command adds to the configuration of a run and that are null by default."""
+    inherited = {
+        field.name for base in args_type.__mro__[1:] if _has_sections(base) for field in fields(base)
+    }
     own = {field.name for field in fields(args_type) if field.default is None}
     return own - inherited if inherited else set()
+
+
+def _has_sections(args_type: type) -> bool:
+    return is_dataclass(args_type) and any(is_dataclass(field.type) for field in fields(args_type))
 
 
 def _config_files_first(argv: Sequence[str], args_type: type) -> list[str]:

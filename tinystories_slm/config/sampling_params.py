@@ -1,7 +1,7 @@
-"""Sampling parameters of a generation request."""
+"""Sampling parameters of a generation request, and as options of a command."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tinystories_slm.errors import UserError
 
@@ -17,7 +17,7 @@ class SamplingParams:
     max_new_tokens: int = 256
     """Maximum number of new tokens; a completion also ends where the model's context is full."""
     temperature: float = 0.8
-    """Divisor of the logits; 0 selects the most probable token (greedy)."""
+    """Divisor of the logits: below 1 less random, above 1 more random; 0 selects the most probable token."""
     top_k: int = 50
     """Sample from the top_k most probable tokens; 0 for all."""
     top_p: float = 0.95
@@ -43,3 +43,12 @@ class SamplingParams:
                 f"repetition_penalty ({self.repetition_penalty}) must be in [0.1, 10]; "
                 "try 1.1, or 1 to switch it off"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(SamplingParams):
+    """Base class of the options of commands that generate text."""
+
+    def sampling(self) -> SamplingParams:
+        """Return the sampling parameters alone."""
+        return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})

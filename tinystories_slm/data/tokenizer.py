@@ -10,10 +10,11 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, repeat, takewhile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -35,6 +36,7 @@ from tinystories_slm.data.raw_stories import RawManifest, download_data, iter_ra
 from tinystories_slm.data.sources.file_formats import END_OF_TEXT, first_line
 from tinystories_slm.data.sources.hub import resolve_model_commit
 from tinystories_slm.errors import UserError
+from tinystories_slm.gguf_file import gguf_source, is_gguf_file
 from tinystories_slm.io.atomic import atomic_directory, directory_lock, file_sha256
 from tinystories_slm.io.file_errors import check_regular_files, expand_user
 
@@ -138,7 +140,7 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     requires_eos: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a folder or of a Hub id (at `revision`).
+    """Load the tokenizer of a folder, of a GGUF file, or of a Hub id (at `revision`).
 
     Custom code of the repository runs only with `trust_remote_code`.
 
@@ -147,11 +149,25 @@ def load_tokenizer(
             although `requires_eos`.
     """
     label = f"tokenizer ({name_or_path})"
-    name = str(expand_user(name_or_path))
-    check_regular_files(Path(name), (".json", ".jinja"))
-    options = {} if Path(name).is_dir() else _hub_options(str(name_or_path), revision)
+    path = expand_user(name_or_path)
+    check_regular_files(path, (".json", ".jinja"))
+    if is_gguf_file(path):
+        source = gguf_source(path)
+    else:
+        source = nullcontext((str(path), {} if path.is_dir() else _hub_options(str(name_or_path), revision)))
+    with source as (name, options):
+        tokenizer = _read_tokenizer(label, name, trust_remote_code=trust_remote_code, **options)
+    if not tokenizer.is_fast:
+        raise UserError(f"{label} has no tokenizer.json, so it is not a fast tokenizer; use another one")
+    if requires_eos and tokenizer.eos_token_id is None:
+        raise UserError(f"{label} has no eos token to separate stories; use another one")
+    return tokenizer
+
+
+def _read_tokenizer(label: str, name: str, **options: Any) -> PreTrainedTokenizerFast:
+    """Load a tokenizer with `options` of `from_pretrained`, and use each part of it once."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
         # It checks no value of tokenizer_config.json until one is used, or written to another folder.
         tokenizer.decode(tokenizer("Once upon a time").input_ids)
         json.dumps(tokenizer.init_kwargs, ensure_ascii=False, default=str).encode("utf-8")
@@ -159,10 +175,6 @@ def load_tokenizer(
         raise UserError(
             f"{label} cannot be loaded ({first_line(error)}); use a folder or Hub id with a tokenizer"
         ) from error
-    if not tokenizer.is_fast:
-        raise UserError(f"{label} has no tokenizer.json, so it is not a fast tokenizer; use another one")
-    if requires_eos and tokenizer.eos_token_id is None:
-        raise UserError(f"{label} has no eos token to separate stories; use another one")
     return tokenizer
 
 

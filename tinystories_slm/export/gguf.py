@@ -23,6 +23,7 @@ from tinystories_slm.export.byte_level import require_byte_level_bpe
 from tinystories_slm.export.checks import EquivalenceCheck, compare, require_equal, require_same_ids
 from tinystories_slm.export.native import native_model, rope_halves_to_pairs
 from tinystories_slm.export.ollama import write_modelfile
+from tinystories_slm.gguf_file import TRAINING_DATA, read_gguf_facts
 from tinystories_slm.model import TinyStoriesForCausalLM
 from tinystories_slm.model_folder import default_generation_config
 
@@ -68,7 +69,7 @@ def export_gguf(
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[native.config.model_type]])
     _add_architecture(writer, native, quantization)
     if data := getattr(native.config, "training_data", None):
-        writer.add_string("tinystories_slm.training_data", json.dumps(data))
+        writer.add_string(TRAINING_DATA, json.dumps(data))
     _add_vocabulary(writer, tokenizer, native.config.vocab_size)
     defaults = default_generation_config(model, tokenizer)
     _add_sampling(writer, defaults)
@@ -85,7 +86,9 @@ def export_gguf(
     # The file requests an end token before each prompt, which some tokenizer classes of transformers add.
     exported_tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     require_same_ids("gguf", tokenizer, exported_tokenizer, add_special_tokens=False)
-    kwargs = {"gguf_file": FILE, **from_pretrained_kwargs(native)}
+    kwargs = {"gguf_file": FILE, **read_gguf_facts(folder / FILE).options}
+    if native.config.model_type == "gpt2":
+        kwargs["activation_function"] = native.config.activation_function
     logger.info("load the file in transformers with from_pretrained(FOLDER, **%r)", kwargs)
     exported = AutoModelForCausalLM.from_pretrained(folder, **kwargs).eval()
     rounded_model = native_model(model.float())
@@ -97,22 +100,6 @@ def export_gguf(
         ),
         compare(f"gguf {quantization}, with the model", model, exported, tokenizer),
     ]
-
-
-def from_pretrained_kwargs(native: PreTrainedModel) -> dict[str, object]:
-    """Return the arguments, besides `gguf_file`, that `from_pretrained` needs to load the file exactly.
-
-    The GGUF reader of transformers assumes GPT-2's activation and a Llama without biases. llama.cpp needs
-    no arguments.
-    """
-    config = native.config
-    if config.model_type == "gpt2":
-        # The default, gelu_new, is the same function in another order of operations; logits differ by 1e-6.
-        kwargs = {"activation_function": config.activation_function}
-        return kwargs if config.n_inner == 4 * config.n_embd else kwargs | {"n_inner": config.n_inner}
-    if config.model_type == "llama" and config.attention_bias:
-        return {"attention_bias": True, "mlp_bias": True}
-    return {}
 
 
 def _check_activation(native: PreTrainedModel) -> None:

@@ -22,8 +22,8 @@ from tinystories_slm.report_card.card_prompts import PROMPTS_VERSION, read_card_
 from tinystories_slm.report_card.display_names import display_names
 from tinystories_slm.report_card.estimates import estimate_difference, estimate_mean
 from tinystories_slm.report_card.grammar_check import entropy_distances
-from tinystories_slm.report_card.judge import load_judge
 from tinystories_slm.report_card.judge_cache import AnswerCache
+from tinystories_slm.report_card.judging import load_judge
 from tinystories_slm.report_card.page import render_page
 from tinystories_slm.report_card.sections import (
     MeasuredValues,
@@ -39,7 +39,7 @@ from tinystories_slm.report_card.text import split_words
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the JSON file."""
 HELD_OUT = "held-out stories"
 

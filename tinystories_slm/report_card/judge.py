@@ -1,22 +1,21 @@
-"""Judges: a model behind an OpenAI-compatible endpoint, or a local model."""
+"""Judges: their interface, and a model behind an OpenAI-compatible endpoint."""
 
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from tinystories_slm.config.command_args.reports import ReportCardArgs
-from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.data.sources.file_formats import first_line
 from tinystories_slm.errors import UserError
-from tinystories_slm.generation import generate_batch, prepare_requests
-from tinystories_slm.model_folder import load_model_folder
-from tinystories_slm.report_card.judge_prompts import Message
+from tinystories_slm.report_card.judge_prompts import JudgeRequest
 
 # The client waits longer after each failure, or as long as the server states.
 _MAX_RETRIES = 8
 _MAX_TOKENS = 512
-# The only temperature that every endpoint accepts; repeated judgments differ where the judge is unsure.
-_TEMPERATURE = 1.0
+TEMPERATURE = 1.0
+"""The only one that every endpoint accepts; repeated judgments differ where the judge is unsure."""
 
 
 class JudgeError(UserError):
@@ -29,10 +28,15 @@ class Judge(ABC):
     name: str
     """Identifies the judge in the cache and on the page; without credentials."""
     max_concurrency: int
+    """Calls at the same time."""
+    batch_size = 1
+    """Requests of one call."""
+    is_remote = True
+    """Whether the rate of requests is limited."""
 
     @abstractmethod
-    def answer(self, messages: list[Message], seed: int) -> str:
-        """Return the text of the answer; empty if the response has none.
+    def answer(self, batch: Sequence[JudgeRequest]) -> list[str]:
+        """Return the text of each answer; empty if the response has none.
 
         Raises:
             JudgeError: there is no answer after all retries.
@@ -55,21 +59,26 @@ class EndpointJudge(Judge):
             timeout=args.judge_timeout_s,
         )
 
-    def answer(self, messages: list[Message], seed: int) -> str:
+    def answer(self, batch: Sequence[JudgeRequest]) -> list[str]:
+        return [self._answer_one(request) for request in batch]
+
+    def _answer_one(self, request: JudgeRequest) -> str:
         from openai import APIConnectionError, APIError, APIStatusError
 
         try:
             response = self._client.chat.completions.create(
                 model=self._model,
-                messages=messages,
+                messages=list(request.messages),
                 max_tokens=_MAX_TOKENS,
-                temperature=_TEMPERATURE,
-                seed=seed,
+                temperature=TEMPERATURE,
+                seed=request.seed,
             )
         except APIStatusError as error:
-            raise JudgeError(f"{self.name}: status {error.status_code} ({_first_line(error)})") from error
+            raise JudgeError(
+                f"{self.name}: status {error.status_code} ({first_line(error)[:200]})"
+            ) from error
         except APIConnectionError as error:
-            raise JudgeError(f"{self.name}: no answer ({_first_line(error)})") from error
+            raise JudgeError(f"{self.name}: no answer ({first_line(error)[:200]})") from error
         except (APIError, json.JSONDecodeError):
             return ""  # a response that is not of the interface was sent, and may have been paid for
         choices = getattr(response, "choices", None)
@@ -77,47 +86,7 @@ class EndpointJudge(Judge):
         return text if isinstance(text, str) else ""
 
 
-class LocalJudge(Judge):
-    """A causal language model of a folder or of the Hub; its chat template is used if it has one."""
-
-    max_concurrency = 1
-
-    def __init__(self, args: ReportCardArgs) -> None:
-        self.name = args.judge
-        self._model, self._tokenizer = load_model_folder(
-            args.judge, trust_remote_code=args.trust_remote_code, device=args.device
-        )
-
-    def answer(self, messages: list[Message], seed: int) -> str:
-        if self._tokenizer.chat_template:
-            prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            prompt = "\n\n".join(message["content"] for message in messages) + "\n"
-        sampling = SamplingParams(max_new_tokens=_MAX_TOKENS, temperature=_TEMPERATURE, top_k=0, top_p=1.0)
-        try:
-            requests = prepare_requests(self._model, self._tokenizer, [prompt], [seed], sampling)
-        except UserError as error:
-            raise JudgeError(f"{self.name}: {error}; use a judge with a longer context") from error
-        [result] = generate_batch(self._model, self._tokenizer, requests, sampling, batch_size=1)
-        # The prompt is decoded, too, and special tokens of the template are left out of the text.
-        decoded = self._tokenizer.decode(requests[0].token_ids, skip_special_tokens=True)
-        return result.text[len(decoded) :]
-
-
-def load_judge(args: ReportCardArgs) -> Judge:
-    """Return the judge of `args`.
-
-    Raises:
-        UserError: the local model cannot be loaded.
-    """
-    return LocalJudge(args) if args.judge_url is None else EndpointJudge(args)
-
-
 def _public_url(url: str) -> str:
     """Return host and path of a URL, which has no credentials (`ReportCardArgs`)."""
     parts = urlsplit(url)
     return f"{parts.netloc}{parts.path.rstrip('/')}"
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

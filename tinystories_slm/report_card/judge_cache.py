@@ -1,6 +1,5 @@
 """Answers of a judge: requested once, written to disk as each arrives, and read from there afterwards."""
 
-import hashlib
 import json
 import logging
 import os
@@ -15,33 +14,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tinystories_slm.data.batches import iter_batches
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.report_card.judge import Judge, JudgeError
-from tinystories_slm.report_card.judge_prompts import PROMPTS_VERSION, Message
+from tinystories_slm.report_card.judge_prompts import JudgeRequest
 
 logger = logging.getLogger(__name__)
 
-_CHARACTERS_PER_TOKEN = 4
 _TOKENS_PER_ANSWER = 40
-
-
-@dataclass(frozen=True)
-class JudgeRequest:
-    """Messages for the judge; `repeat` distinguishes judgments of the same messages."""
-
-    messages: list[Message]
-    repeat: int = 0
-
-    def key(self, judge: str) -> str:
-        """Return the name of the answer in the cache: a hash of judge, prompts and messages."""
-        identity = json.dumps([judge, PROMPTS_VERSION, self.repeat, self.messages], ensure_ascii=True)
-        return hashlib.sha256(identity.encode()).hexdigest()
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Estimate, by the number of characters."""
-        return sum(len(message["content"]) for message in self.messages) // _CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -140,21 +121,27 @@ def collect_answers(
     missing = _missing(judge.name, requests, cache)
     wait, failed = _rate_limiter(requests_per_minute), threading.Event()
 
-    def request_answer(key: str, request: JudgeRequest) -> None:
+    def request_answers(batch: Sequence[tuple[str, JudgeRequest]]) -> int:
         if failed.is_set():
-            return
-        wait()
+            return 0
+        if judge.is_remote:
+            wait()
         try:
-            cache.add(key, judge.name, judge.answer(request.messages, request.repeat))
+            answers = judge.answer([request for _, request in batch])
+            for (key, _), answer in zip(batch, answers, strict=True):
+                cache.add(key, judge.name, answer)
         except BaseException:
             failed.set()
             raise
+        return len(batch)
 
     pool = ThreadPoolExecutor(judge.max_concurrency)
     try:
-        futures = [pool.submit(request_answer, key, request) for key, request in missing.items()]
-        for future in tqdm(as_completed(futures), total=len(futures), desc="judge", disable=None):
-            future.result()
+        batches = iter_batches(missing.items(), judge.batch_size)
+        futures = [pool.submit(request_answers, batch) for batch in batches]
+        with tqdm(total=len(missing), desc="judge", disable=None) as bar:
+            for future in as_completed(futures):
+                bar.update(future.result())
     except JudgeError as error:
         raise UserError(f"judge ({error}); the next command goes on from {cache.path}") from error
     finally:

@@ -6,11 +6,15 @@ is reduced to numbers and letters; its text reaches no page.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-PROMPTS_VERSION = "1"
-"""Version of the prompts; marks of different versions cannot be compared."""
+PROMPTS_VERSION = "2"
+"""Version of the prompts; marks of different versions cannot be compared.
+
+The example answer of version 1 had numbers: SmolLM2-135M repeated these four marks in 27 of 32 answers.
+"""
 MARKS = ("grammar", "creativity", "consistency", "plot")
 """Marks of the TinyStories paper (arXiv:2305.07759), from 1 to 10."""
 AGE_GROUPS = {"A": 3.0, "B": 4.5, "C": 6.5, "D": 8.5, "E": 11.0, "F": 14.5}
@@ -18,6 +22,24 @@ AGE_GROUPS = {"A": 3.0, "B": 4.5, "C": 6.5, "D": 8.5, "E": 11.0, "F": 14.5}
 
 Message = dict[str, str]
 Choice = Literal["A", "B", "tie"]
+AnswerForm = tuple[tuple[str, ...], ...]
+"""All answers of one form: a text of each part, in turn. No text of a part is the start of another one."""
+_POINTS = tuple(f" {number}," for number in range(1, 11))
+_MARK_FORM: AnswerForm = (
+    ('{"grammar":',),
+    _POINTS,
+    (' "creativity":',),
+    _POINTS,
+    (' "consistency":',),
+    _POINTS,
+    (' "plot":',),
+    _POINTS,
+    (' "age_group":',),
+    tuple(f' "{group}"}}' for group in AGE_GROUPS),
+)
+_PAIR_FORM: AnswerForm = (('{"better":',), tuple(f' "{choice}"}}' for choice in get_args(Choice)))
+
+_CHARACTERS_PER_TOKEN = 4
 
 _SYSTEM = (
     "You are an examiner of short stories. Each story stands between a BEGIN line and an END line. It is "
@@ -35,7 +57,8 @@ Grade the story:
 - "age_group": the student's age by your guess: "A" 3 or under, "B" 4-5, "C" 6-7, "D" 8-9, "E" 10-12, \
 "F" 13-16
 
-Answer as in {{"grammar": 5, "creativity": 5, "consistency": 5, "plot": 5, "age_group": "C"}}"""
+Answer in the form {{"grammar": NUMBER, "creativity": NUMBER, "consistency": NUMBER, "plot": NUMBER, \
+"age_group": "LETTER"}}"""
 _PAIR = """Two students wrote stories for small children.
 
 Story A:
@@ -58,14 +81,39 @@ class Marks:
     """Letter of `AGE_GROUPS`; None if the judge gave none."""
 
 
-def mark_messages(story: str) -> list[Message]:
-    """Return the messages that request marks of a story."""
-    return _messages(_MARK.format(story=_fenced(story)))
+@dataclass(frozen=True)
+class JudgeRequest:
+    """Messages for the judge; `repeat` distinguishes judgments of the same messages."""
+
+    messages: tuple[Message, Message]
+    form: AnswerForm
+    """Form of an answer with every value; an answer of an endpoint may be of another one."""
+    repeat: int = 0
+
+    def key(self, judge: str) -> str:
+        """Return the name of the answer in the cache: a hash of judge, prompts and messages."""
+        identity = json.dumps([judge, PROMPTS_VERSION, self.repeat, self.messages], ensure_ascii=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the answer; with one seed for all, a judge that is unsure would give equal answers."""
+        return int(self.key("")[:7], 16)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Estimate, by the number of characters."""
+        return sum(len(message["content"]) for message in self.messages) // _CHARACTERS_PER_TOKEN
 
 
-def pair_messages(first: str, second: str) -> list[Message]:
-    """Return the messages that request the better one of two stories."""
-    return _messages(_PAIR.format(first=_fenced(first), second=_fenced(second)))
+def mark_request(story: str, repeat: int = 0) -> JudgeRequest:
+    """Return the request of marks of a story."""
+    return JudgeRequest(_messages(_MARK.format(story=_fenced(story))), _MARK_FORM, repeat)
+
+
+def pair_request(first: str, second: str) -> JudgeRequest:
+    """Return the request of the better one of two stories."""
+    return JudgeRequest(_messages(_PAIR.format(first=_fenced(first), second=_fenced(second))), _PAIR_FORM)
 
 
 def read_marks(answer: str) -> Marks | None:
@@ -85,8 +133,8 @@ def read_choice(answer: str) -> Choice | None:
     return better if better in ("A", "B", "tie") else None
 
 
-def _messages(text: str) -> list[Message]:
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+def _messages(text: str) -> tuple[Message, Message]:
+    return {"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}
 
 
 def _fenced(story: str) -> str:
@@ -95,9 +143,13 @@ def _fenced(story: str) -> str:
 
 
 def _json_object(answer: str) -> dict[str, Any]:
-    """Return the JSON object in `answer`, also between other text; empty if there is none."""
-    try:
-        found = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Return the last JSON object in `answer` that has no object inside; empty if there is none.
+
+    Text may stand around it: an explanation, or the thoughts of a model with a draft of the object.
+    """
+    for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+    return {}

@@ -1,37 +1,43 @@
 """Marks and comparisons of a judge, with what they are worth: agreement, order bias and planted faults."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tinystories_slm.config.command_args.reports import ReportCardArgs
 from tinystories_slm.report_card.estimates import estimate_mean
-from tinystories_slm.report_card.judge import Judge
+from tinystories_slm.report_card.judge import EndpointJudge, Judge
 from tinystories_slm.report_card.judge_cache import (
     AnswerCache,
     CostEstimate,
-    JudgeRequest,
     collect_answers,
     estimate_cost,
 )
 from tinystories_slm.report_card.judge_prompts import (
     AGE_GROUPS,
     MARKS,
+    JudgeRequest,
     Marks,
-    mark_messages,
-    pair_messages,
+    mark_request,
+    pair_request,
     read_choice,
     read_marks,
 )
 from tinystories_slm.report_card.judge_prompts import PROMPTS_VERSION as JUDGE_PROMPTS_VERSION
+from tinystories_slm.report_card.local_judge import LocalJudge
 from tinystories_slm.report_card.planted import VERSION as PLANTED_VERSION
 from tinystories_slm.report_card.planted import planted_faults
 
 logger = logging.getLogger(__name__)
 
 _MAX_UNREADABLE = 0.5
+_MAX_SAME_MARKS = 0.5
+_GUESSED_FAULTS = 0.25
+"""Share of planted faults that a judge finds who guesses: the right story in both orders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ class JudgingPlan:
     def mark_requests(self) -> list[JudgeRequest]:
         """Return the requests of marks: set by set, story by story, repeat by repeat."""
         return [
-            JudgeRequest(mark_messages(text), repeat)
+            mark_request(text, repeat)
             for _, texts in self.sets
             for text in texts
             for repeat in range(self.num_repeats)
@@ -55,11 +61,7 @@ class JudgingPlan:
 
     def pair_requests(self) -> list[JudgeRequest]:
         """Return both orders of each pair of the first set with another set, then those of planted faults."""
-        return [
-            JudgeRequest(pair_messages(*order))
-            for one, other in self.pairs()
-            for order in ((one, other), (other, one))
-        ]
+        return [pair_request(*order) for one, other in self.pairs() for order in ((one, other), (other, one))]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (own, other) of all comparisons, and (sound, faulty) of the planted faults."""
@@ -86,6 +88,15 @@ class Judgments:
     """Contents of the JSON file: agreement, order bias, win rates, planted faults."""
 
 
+def load_judge(args: ReportCardArgs) -> Judge:
+    """Return the judge of `args`.
+
+    Raises:
+        UserError: the local model cannot be loaded.
+    """
+    return LocalJudge(args) if args.judge_url is None else EndpointJudge(args)
+
+
 def judge_stories(
     plan: JudgingPlan, judge: Judge, cache: AnswerCache, *, requests_per_minute: int
 ) -> Judgments:
@@ -99,8 +110,6 @@ def judge_stories(
     marks = [read_marks(answer) for answer in answers[:num_marks]]
     choices = [read_choice(answer) for answer in answers[num_marks:]]
     unreadable = sum(one is None for one in (*marks, *choices)) / len(answers)
-    if unreadable > _MAX_UNREADABLE:
-        logger.warning("%.0f%% of the answers of %s cannot be read", 100 * unreadable, judge.name)
     by_story = [marks[at : at + plan.num_repeats] for at in range(0, num_marks, plan.num_repeats)]
     by_set, start = [], 0
     for _, texts in plan.sets:
@@ -111,11 +120,36 @@ def judge_stories(
         "prompts_version": JUDGE_PROMPTS_VERSION,
         "num_requests": len(answers),
         "unreadable": unreadable,
-        "is_usable": unreadable <= _MAX_UNREADABLE,
         "disagreement": _disagreement(by_story),
+        "same_marks": _share_of_commonest([one.values for one in marks if one is not None]),
         **_compare(plan, choices),
     }
+    record["problems"] = _problems(record)
+    for problem in record["problems"]:
+        logger.warning("judge %s is not reliable: %s", judge.name, problem)
     return Judgments(marks=by_set, record=record)
+
+
+def _problems(record: dict[str, Any]) -> list[str]:
+    """Return one clause for each reason why the figures of a judge state nothing about the stories."""
+    problems = []
+    if record["unreadable"] > _MAX_UNREADABLE:
+        problems.append(f"{record['unreadable']:.0%} of the answers cannot be read")
+    found = record["planted_found"]
+    if found["low"] <= _GUESSED_FAULTS:
+        num_found, count = round(found["value"] * found["count"]), found["count"]
+        guessed = round(_GUESSED_FAULTS * count)
+        problems.append(
+            f"it finds {num_found} of {count} planted faults, and a judge that guesses finds about {guessed}"
+        )
+    if (same := record["same_marks"]) is not None and same > _MAX_SAME_MARKS:
+        problems.append(f"{same:.0%} of its marks are the same four numbers, whatever the story")
+    return problems
+
+
+def _share_of_commonest(values: Sequence[tuple[float, ...]]) -> float | None:
+    """Return the share of the most frequent value; None without values."""
+    return Counter(values).most_common(1)[0][1] / len(values) if values else None
 
 
 def _mean_marks(by_story: Sequence[Sequence[Marks | None]]) -> dict[str, np.ndarray]:

@@ -17,9 +17,8 @@ from tinystories_slm.report_card.grammar_check import (
     distances_by_plot,
     shares_by_plot,
 )
-from tinystories_slm.report_card.judge import load_judge
 from tinystories_slm.report_card.judge_cache import AnswerCache
-from tinystories_slm.report_card.judging import JudgingPlan, judge_stories
+from tinystories_slm.report_card.judging import JudgingPlan, judge_stories, load_judge
 from tinystories_slm.report_card.measures import MEASURES, CardStory, Format
 from tinystories_slm.report_card.memorization import Copy, find_copies
 from tinystories_slm.report_card.story_sets import HeldOut, iter_training_stories

@@ -13,8 +13,8 @@ class DemoArgs:
     """Serve a web page on which models generate stories, or write it as a Space of the Hub."""
 
     model: list[str] | str
-    """Model folder (RUN/best) or Hub id of any causal language model; repeat it for several models, side by
-    side and in a blind comparison."""
+    """Model folder (RUN/best), GGUF file or Hub id of any causal language model; repeat it for several
+    models, side by side and in a blind comparison."""
     host: str = "127.0.0.1"
     """Address that the page is served on; only this machine reaches the default, and `0.0.0.0` is all
     addresses."""

@@ -13,8 +13,8 @@ class EvaluateArgs:
     """Score causal language models on stories: loss, perplexity, bits per byte and accuracy."""
 
     model: list[str] | str
-    """Model folder (RUN/best) or Hub id of any causal language model, or one at a revision (RUN@step512);
-    several (`--model M N`, or repeated) are compared, on stories that none of them was trained on."""
+    """Model folder (RUN/best), GGUF file or Hub id of any causal language model, or one at a revision
+    (RUN@step512); several (`--model M N`, or repeated) are compared, on stories that none was trained on."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None

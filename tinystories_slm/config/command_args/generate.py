@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.config.sampling_params import SamplingOptions
 from tinystories_slm.config.sections import expand_home
 from tinystories_slm.errors import UserError
 
@@ -14,11 +14,11 @@ the same loop with compiled CPU kernels; auto: the last of these that supports t
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs:
+class GenerateArgs(SamplingOptions):
     """Generate text from prompts with a causal language model."""
 
     model: str
-    """Model folder (RUN/best) or Hub id of any causal language model."""
+    """Model folder (RUN/best), GGUF file or Hub id of any causal language model."""
     prompt: str | None = None
     """Prompt of each completion; null for `Once upon a time`."""
     prompts: Path | None = None
@@ -36,18 +36,6 @@ class GenerateArgs:
     """A sentence of the story."""
     num_stories: int = 1
     """Completions per prompt, with the seeds seed, seed + 1, ..."""
-    max_new_tokens: int = 256
-    """Maximum number of new tokens; a completion also ends where the model's context is full."""
-    temperature: float = 0.8
-    """Divisor of the logits: below 1 less random, above 1 more random; 0 selects the most probable token."""
-    top_k: int = 50
-    """Sample from the top_k most probable tokens; 0 for all."""
-    top_p: float = 0.95
-    """Sample from the most probable tokens with this total probability; 1 for all."""
-    min_p: float = 0.0
-    """Sample from tokens with at least this fraction of the largest probability; 0 for all."""
-    repetition_penalty: float = 1.0
-    """Above 1, reduce the scores of tokens that the completion already contains; 1 for no penalty."""
     seed: int | None = None
     """Seed of the first completion of each prompt; it determines the text. null for a random seed."""
     finish_sentence: bool = False
@@ -71,6 +59,7 @@ class GenerateArgs:
     """Run the code in the model's folder if transformers has no class for the model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expand_home(self)
         for name in ("num_stories", "batch_size"):
             if getattr(self, name) < 1:
@@ -93,7 +82,6 @@ class GenerateArgs:
                 f"output ({self.output}) cannot be written: its folder does not exist; "
                 f"create {self.output.parent}"
             )
-        self.sampling()
 
     def block_options(self) -> dict[str, str]:
         """Return the options that are parts of a block and are set."""
@@ -105,14 +93,3 @@ class GenerateArgs:
             for other in ("prompt", "prompts"):
                 if getattr(self, other) is not None:
                     raise UserError(f"{name} ({value}) is a prompt of its own; remove {other}")
-
-    def sampling(self) -> SamplingParams:
-        """Return the sampling parameters."""
-        return SamplingParams(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )

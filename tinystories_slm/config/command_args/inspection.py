@@ -44,7 +44,8 @@ class SurprisalArgs:
     """
 
     model: str
-    """Model folder (RUN/best) or Hub id of any causal language model, or one at a revision (RUN@step512)."""
+    """Model folder (RUN/best), GGUF file or Hub id of any causal language model, or one at a revision
+    (RUN@step512)."""
     data: str
     """`builtin`, a named set, a Hub dataset id, or a local file or folder (parquet, CSV, JSON, text)."""
     subset: str | None = None

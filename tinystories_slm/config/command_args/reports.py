@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from tinystories_slm.config.command_args.publish import check_repo_id
 from tinystories_slm.config.run_config import RunConfig
-from tinystories_slm.config.sampling_params import SamplingParams
+from tinystories_slm.config.sampling_params import SamplingOptions
 from tinystories_slm.config.sections import expand_home
 from tinystories_slm.errors import UserError
 
@@ -24,11 +24,11 @@ class ReportArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCardArgs:
+class ReportCardArgs(SamplingOptions):
     """Measure the stories that a model generates, and write a page (HTML) and the figures (JSON)."""
 
     model: str
-    """Model folder (RUN/best) or Hub id of any causal language model."""
+    """Model folder (RUN/best), GGUF file or Hub id of any causal language model."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hub model, or a kept step of a run directory (`step512`)."""
     baseline: list[str] = field(default_factory=list)
@@ -51,16 +51,11 @@ class ReportCardArgs:
     """Seed of the first story; each story has its own."""
     max_new_tokens: int = 512
     """Maximum number of new tokens; a story also ends where the model's context is full."""
-    temperature: float = 0.8
-    """Divisor of the logits: below 1 less random, above 1 more random; 0 selects the most probable token."""
-    top_k: int = 50
-    """Sample from the top_k most probable tokens; 0 for all."""
-    top_p: float = 0.95
-    """Sample from the most probable tokens with this total probability; 1 for all."""
     memorization: bool = True
     """Compare each story with every training story."""
     judge: str | None = None
-    """Model that marks and compares the stories: its name at `judge_url`, or a model folder or Hub id."""
+    """Model that marks and compares the stories: its name at `judge_url`, or a model folder, GGUF file or Hub
+    id."""
     judge_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint (`http://127.0.0.1:8000/v1`); null for a local model."""
     judge_key_env: str = "OPENAI_API_KEY"
@@ -70,9 +65,9 @@ class ReportCardArgs:
     judge_repeats: int = 2
     """Marks of each story, to measure how much they vary."""
     judge_requests_per_minute: int = 60
-    """Requests that are started in a minute, at most."""
+    """Requests to `judge_url` that are started in a minute, at most."""
     judge_concurrency: int = 4
-    """Requests that wait for their answer at the same time."""
+    """Requests to `judge_url` that wait at the same time, or stories that a local judge reads at once."""
     judge_timeout_s: float = 60.0
     """Seconds until a request without an answer is repeated."""
     judge_cache: Path | None = None
@@ -90,6 +85,7 @@ class ReportCardArgs:
     """Run the model's own code if transformers has no class for it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expand_home(self)
         if self.num_stories < 10:
             raise UserError(f"num_stories ({self.num_stories}): must be at least 10; use 300")
@@ -108,16 +104,6 @@ class ReportCardArgs:
             raise UserError(
                 f"output ({self.output}) is in a folder that does not exist; create {self.output.parent}"
             )
-        self.sampling()
-
-    def sampling(self) -> SamplingParams:
-        """Return the sampling parameters."""
-        return SamplingParams(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
 
     @property
     def judge_cache_path(self) -> Path:
