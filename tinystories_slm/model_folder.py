@@ -25,6 +25,7 @@ from tinystories_slm.data.tokenizer import load_tokenizer, save_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.gguf_file import GgufFacts, gguf_source, is_gguf_file, read_gguf_facts
 from tinystories_slm.hardware.device import resolve_device
+from tinystories_slm.int8_weights import round_to_int8
 from tinystories_slm.io.atomic import file_sha256, replace_directory
 from tinystories_slm.io.file_errors import check_regular_files, expand_user
 from tinystories_slm.model import TinyStoriesConfig, TinyStoriesForCausalLM
@@ -166,7 +167,7 @@ def load_model_folder(
         revision: Branch, tag or commit of a Hub model (None for its newest commit), or a kept step of a run.
         trust_remote_code: Run the code in the folder or repository.
         device: Device of the model; None or `auto` for the best available one.
-        dtype: Type of the weights.
+        dtype: Type of the weights; `int8` for float32 weights with the values of `round_to_int8`.
         requires_eos: Reject a tokenizer without an end-of-text token.
 
     Raises:
@@ -174,12 +175,16 @@ def load_model_folder(
             available.
     """
     device = resolve_device(device)
+    is_int8 = dtype in ("int8", torch.int8)
+    dtype = torch.float32 if is_int8 else dtype
     reference = resolve_model(model, revision)
     with _pretrained_source(reference) as (name, options):
         network, loading = _read_model(
             reference.name, name, trust_remote_code=trust_remote_code, dtype=dtype, **options
         )
     _check_weights(reference.name, network, loading)
+    if is_int8:
+        round_to_int8(network)
     tokenizer = load_tokenizer(
         reference.name,
         revision=options.get("revision"),

@@ -16,6 +16,7 @@ from tinystories_slm.generation import (
 )
 from tinystories_slm.generation.decoder import Decoder, resolve_backend
 from tinystories_slm.generation.slot_batch import decode
+from tinystories_slm.int8_weights import round_to_int8
 from tinystories_slm.kernels.decoding import bindings as kernels
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -136,6 +137,21 @@ def test_kernel_logits_do_not_depend_on_the_number_of_threads(family, num_thread
         assert (decoder_logits(model, ids, "cpu") - expected).abs().max() < 1e-5
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.compiler
+@pytest.mark.skipif(not COMPILED, reason="no C compiler")
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_int8_kernel_computes_with_the_rounded_weights(family):
+    [ids] = random_prompts([40])
+    model = tiny_model(**family)
+    with torch.no_grad():
+        exact = model(torch.tensor([ids])).logits[0, 1:]
+        round_to_int8(model)
+        rounded = model(torch.tensor([ids])).logits[0, 1:]
+    logits = decoder_logits(model, ids, "cpu")
+    assert (logits - rounded).abs().max() < 2e-5  # logits reach 3.4
+    assert 1e-3 < (rounded - exact).abs().max() < 0.2
 
 
 @pytest.mark.compiler

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinystories_slm import grammar
@@ -36,6 +35,7 @@ PROTOCOL = (
     "each story separately, between the model's start and end tokens; every token after the start scored "
     "once; stories longer than the context in windows that overlap by half; float32; sums, divided once"
 )
+_PRECISION = {"int8": "float32 with int8 weights"}
 
 
 def evaluate(args: EvaluateArgs) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _load(
         revision=args.model_revision,
         trust_remote_code=args.trust_remote_code,
         device=args.device,
-        dtype=getattr(torch, args.dtype),
+        dtype=args.dtype,
         requires_eos=requires_eos,  # tasks generate stories up to it
     )
 
@@ -123,7 +123,7 @@ def _evaluate_model(
         "revision": revision,
         "subset": args.subset,
         **selection.record(index),
-        "protocol": PROTOCOL.replace("float32", args.dtype),
+        "protocol": PROTOCOL.replace("float32", _PRECISION.get(args.dtype, args.dtype)),
         "intervals": scores.intervals(),
         **scores.buckets(tokenizer, selection.texts),
     }, scores

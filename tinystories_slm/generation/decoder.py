@@ -6,6 +6,7 @@ Shapes: N active sequences, C hidden size, H heads, K key-value heads, D head_di
 S cache positions, V vocabulary size.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tinystories_slm.config.command_args.generate import Backend
+from tinystories_slm.int8_weights import has_int8_weights, int8_rows
 from tinystories_slm.kernels.build import data_ptr
 from tinystories_slm.kernels.decoding import bindings as kernels
 from tinystories_slm.model import CACHE_NAME, TinyStoriesConfig, TinyStoriesForCausalLM
@@ -65,7 +67,11 @@ def _kernels_unsupported_reason(model: PreTrainedModel) -> str:
         return f"no kernel for {config.hidden_act}"
     if config.head_dim > kernels.MAX_HEAD_DIM:
         return f"no kernel for a head_dim above {kernels.MAX_HEAD_DIM}"
-    return "" if kernels.load_kernels(model.dtype) else "no working C compiler"
+    return "" if _load_kernels(model) else "no working C compiler"
+
+
+def _load_kernels(model: PreTrainedModel) -> ctypes.CDLL | None:
+    return kernels.load_kernels(torch.int8 if has_int8_weights(model) else model.dtype)
 
 
 def cache_bytes(config: TinyStoriesConfig, num_slots: int, capacity: int, dtype: torch.dtype) -> int:
@@ -127,7 +133,7 @@ class Decoder:
         if config.has_rope:
             positions = torch.arange(capacity, device=device)[None]
             self.cos, self.sin = (table[0] for table in rope_cos_sin(config, positions, torch.float32))
-        self.kernels = kernels.load_kernels(self.dtype) if backend == "cpu" else None
+        self.kernels = _load_kernels(model) if backend == "cpu" else None
         cache_shape = (num_slots, config.num_key_value_heads, capacity, config.head_dim)
         self.layers = [self._pack_layer(layer, cache_shape) for layer in inner.layers]
         if self.kernels:
@@ -170,8 +176,10 @@ class Decoder:
                     tensor = tensor.float()
                     setattr(layer, name, tensor)
                 setattr(struct, name, data_ptr(tensor))
+        head, head_scale = self._bind_int8_weights() if has_int8_weights(self.model) else (self.head, None)
         tensors = (
-            self.embedding, self.position_embedding, *self._rope_tables, self.norm, self.norm_bias, self.head,
+            self.embedding, self.position_embedding, *self._rope_tables, self.norm, self.norm_bias,
+            head, head_scale,
         )  # fmt: skip
         self._model_struct = kernels.Model(
             len(self.layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
@@ -183,6 +191,18 @@ class Decoder:
         size = (2 + torch.get_num_threads()) * config.hidden_size + heads + 2 * config.intermediate_size
         self._scratch = torch.empty(size)
         self._logits = torch.empty(1, config.vocab_size)
+
+    def _bind_int8_weights(self) -> tuple[Tensor, Tensor]:
+        """Let the layers' structs point to integers and scales; return those of the head."""
+        self._int8_weights = []
+        for struct, layer in zip(self._layer_structs, self.layers, strict=True):
+            for name in ("qkv", "out", "up", "down"):
+                levels, scales = int8_rows(getattr(layer, name))
+                setattr(struct, name, data_ptr(levels))
+                setattr(struct, f"{name}_scale", data_ptr(scales))
+                self._int8_weights.append((levels, scales))
+        self._int8_weights.append(int8_rows(self.head))
+        return self._int8_weights[-1]
 
     def prefill(self, token_ids: list[int], slots: Sequence[int]) -> Tensor:
         """Write the keys and values of one prompt into `slots`; return its last logits (V,).

@@ -26,6 +26,7 @@ _HEADER = Path(__file__).with_name("dtypes.h")
 _CFLAGS = ("-O3", "-fPIC", "-c", f"-I{_HEADER.parent}")
 # The first that the compiler accepts is used. clang for ARM had no -march=native for years.
 _ARCH_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+_DTYPE_FLAGS = {torch.bfloat16: ("-DBFLOAT16",), torch.int8: ("-DINT8",)}
 _TIMEOUT_S = 60
 
 
@@ -57,7 +58,7 @@ class _Build:
 
 
 def compile_library(source: Path, dtype: torch.dtype, *, math_flags: Sequence[str]) -> ctypes.CDLL | None:
-    """Compile and load `source` for tensors of `dtype` (float32 or bfloat16, see dtypes.h).
+    """Compile and load `source` for tensors of `dtype` (float32, bfloat16 or int8, see dtypes.h).
 
     Compilation takes about a second and runs on first use. The library is cached in the user's cache folder,
     under a name that depends on source, flags, compiler, CPU and its own content: a damaged library is
@@ -68,7 +69,7 @@ def compile_library(source: Path, dtype: torch.dtype, *, math_flags: Sequence[st
         None if no C compiler exists or compilation fails; the reason is logged.
     """
     compiler = _compiler()
-    dtype_flags = ("-DBFLOAT16",) if dtype == torch.bfloat16 else ()
+    dtype_flags = _DTYPE_FLAGS.get(dtype, ())
     build = _Build(source, compiler, (*_CFLAGS, *math_flags, *dtype_flags), _loaded_llvm_openmp())
     if not compiler:
         logger.info("no C compiler (install cc or set CC): using torch instead of %s", build.name)

@@ -1,4 +1,5 @@
-/* elem_t: the element type of tensors in memory, float32, or bfloat16 with -DBFLOAT16. Arithmetic is float32. */
+/* elem_t: the element type of tensors in memory, float32, or bfloat16 with -DBFLOAT16. Arithmetic is float32.
+   weight_t: that of matrices, elem_t, or with -DINT8 an integer that the scale of its row multiplies. */
 
 #include <stdint.h>
 #include <string.h>
@@ -24,4 +25,12 @@ static inline elem_t from_float(float x) { /* round to nearest, ties to even */
 typedef float elem_t;
 static inline float to_float(elem_t x) { return x; }
 static inline elem_t from_float(float x) { return x; }
+#endif
+
+#ifdef INT8
+typedef int8_t weight_t;
+static inline float weight_to_float(weight_t x) { return x; }
+#else
+typedef elem_t weight_t;
+static inline float weight_to_float(weight_t x) { return to_float(x); }
 #endif

@@ -24,8 +24,9 @@ class EvaluateArgs:
     model was not trained on are scored in full if they have one split."""
     batch_size: int = 32
     """Windows per forward pass; changes speed and memory, not the scores."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """dtype of weights and computation; bfloat16 is faster on a GPU and changes the scores slightly."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster on a GPU and changes the scores slightly; int8
+    scores the weights that `generate --dtype int8` uses, in float32."""
     max_stories: int | None = None
     """Number of stories to score, from the start of the split; null for all."""
     tasks: str | None = None

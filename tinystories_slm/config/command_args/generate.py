@@ -48,8 +48,9 @@ class GenerateArgs(SamplingOptions):
     """JSONL file for completions and sampling parameters; replaces an existing file. null for none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model; auto uses cuda, else mps, else cpu."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """dtype of weights and computation; bfloat16 is faster for large batches and generates other text."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """dtype of weights and computation; bfloat16 is faster for large batches, int8 (weights only) for one
+    story on a CPU, and both generate other text."""
     backend: Backend = "auto"
     """Generation loop: of transformers (hf), of this project (torch), or of this project with compiled CPU
     kernels (cpu); auto uses the last of these that supports the model, and the log names it."""

@@ -20,6 +20,7 @@ class Layer(ctypes.Structure):
         for name in (
             *("norm_1", "norm_1_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias"),
             *("norm_2", "norm_2_bias", "up", "up_bias", "down", "down_bias", "keys", "values"),
+            *("qkv_scale", "out_scale", "up_scale", "down_scale"),
         )
     ]
 
@@ -31,7 +32,8 @@ class Model(ctypes.Structure):
         *((name, _INT) for name in ("num_layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")),
         *((name, _INT) for name in ("vocab", "capacity", "llama", "threads")),
         ("eps", ctypes.c_double),
-        *((name, _POINTER) for name in ("embedding", "positions", "cos", "sin", "norm", "norm_bias", "head")),
+        *((name, _POINTER) for name in ("embedding", "positions", "cos", "sin", "norm", "norm_bias")),
+        *((name, _POINTER) for name in ("head", "head_scale")),
         ("layers", ctypes.POINTER(Layer)),
     ]
 
@@ -43,7 +45,10 @@ LANES = 16
 
 @functools.cache
 def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Load the kernels for weights and cache of `dtype`; None if `compile_library` cannot build them."""
+    """Load the kernels for weights and cache of `dtype`; None if `compile_library` cannot build them.
+
+    With int8, only the matrices of `next_logits` are integers, and all else is float32.
+    """
     library = compile_library(_SOURCE, dtype, math_flags=("-ffast-math",))
     return library and _set_argtypes(library)
 

@@ -30,21 +30,31 @@ static inline vector load_vector(const elem_t *x) {
 #endif
 }
 
+static inline vector load_weights(const weight_t *w) {
+#ifdef INT8
+    typedef int8_t int8_vector __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    return __builtin_convertvector(*(const int8_vector *)w, vector);
+#else
+    return load_vector(w);
+#endif
+}
+
 /* bindings.py declares the same fields in the same order. A bias or norm that a model lacks is NULL. */
 typedef struct {
     const float *norm_1, *norm_1_bias; /* (C,) */
-    const elem_t *qkv;                 /* ((H + 2 K) D, C) */
+    const weight_t *qkv;                 /* ((H + 2 K) D, C) */
     const float *qkv_bias;
     const float *q_norm, *k_norm; /* (D,) */
-    const elem_t *out;            /* (C, H D) */
+    const weight_t *out;            /* (C, H D) */
     const float *out_bias;
     const float *norm_2, *norm_2_bias;
-    const elem_t *up; /* (I, C); llama (2 I, C), the gates first */
+    const weight_t *up; /* (I, C); llama (2 I, C), the gates first */
     const float *up_bias;
-    const elem_t *down; /* (C, I) */
+    const weight_t *down; /* (C, I) */
     const float *down_bias;
     elem_t *keys;   /* (slots, K, S / LANES, D, LANES): LANES scores at a time, without horizontal sums */
     elem_t *values; /* (slots, K, S, D) */
+    const float *qkv_scale, *out_scale, *up_scale, *down_scale; /* one per row with INT8, else NULL */
 } Layer;
 
 typedef struct {
@@ -53,27 +63,30 @@ typedef struct {
     const elem_t *embedding, *positions; /* (V, C), gpt2: (S or more, C) */
     const float *cos, *sin;              /* llama: (S or more, D / 2) */
     const float *norm, *norm_bias;
-    const elem_t *head; /* (V, C) */
+    const weight_t *head;    /* (V, C) */
+    const float *head_scale; /* (V,) with INT8, else NULL */
     const Layer *layers;
 } Model;
 
-/* y[i] = W[i] . x + bias[i] for the rows [from, to) of W. Four independent sums hide the latency of an addition. */
-static void matvec(float *y, const elem_t *W, const float *bias, const float *x, int64_t n, int64_t from, int64_t to) {
+/* y[i] = scale[i] * W[i] . x + bias[i] for the rows [from, to) of W; without `scale` or `bias`, 1 and 0. Four
+   independent sums hide the latency of an addition. */
+static void matvec(float *y, const weight_t *W, const float *scale, const float *bias, const float *x, int64_t n,
+                   int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
-        const elem_t *w = W + i * n;
+        const weight_t *w = W + i * n;
         vector a = {0}, b = {0}, c = {0}, d = {0};
         int64_t j = 0;
         for (; j + 4 * WIDTH <= n; j += 4 * WIDTH) {
-            a += load_vector(w + j) * *(const vector *)(x + j);
-            b += load_vector(w + j + WIDTH) * *(const vector *)(x + j + WIDTH);
-            c += load_vector(w + j + 2 * WIDTH) * *(const vector *)(x + j + 2 * WIDTH);
-            d += load_vector(w + j + 3 * WIDTH) * *(const vector *)(x + j + 3 * WIDTH);
+            a += load_weights(w + j) * *(const vector *)(x + j);
+            b += load_weights(w + j + WIDTH) * *(const vector *)(x + j + WIDTH);
+            c += load_weights(w + j + 2 * WIDTH) * *(const vector *)(x + j + 2 * WIDTH);
+            d += load_weights(w + j + 3 * WIDTH) * *(const vector *)(x + j + 3 * WIDTH);
         }
         a = (a + b) + (c + d);
-        float sum = bias ? bias[i] : 0;
-        for (; j < n; j++) sum += to_float(w[j]) * x[j];
+        float sum = 0;
+        for (; j < n; j++) sum += weight_to_float(w[j]) * x[j];
         for (int lane = 0; lane < WIDTH; lane++) sum += a[lane];
-        y[i] = sum;
+        y[i] = (scale ? scale[i] : 1) * sum + (bias ? bias[i] : 0);
     }
 }
 
@@ -237,34 +250,34 @@ void next_logits(const Model *m, int64_t token, int64_t position, float *scratch
             norm(m, normed, x, l->norm_1, l->norm_1_bias);
             if (whole_heads) { /* each thread projects the heads it attends with: no barrier needed */
                 int64_t keys = m->heads, values = keys + K, group = m->heads / K;
-                matvec(qkv, l->qkv, l->qkv_bias, normed, C, k0 * group * D, k1 * group * D);
-                matvec(qkv, l->qkv, l->qkv_bias, normed, C, (keys + k0) * D, (keys + k1) * D);
-                matvec(qkv, l->qkv, l->qkv_bias, normed, C, (values + k0) * D, (values + k1) * D);
+                matvec(qkv, l->qkv, l->qkv_scale, l->qkv_bias, normed, C, k0 * group * D, k1 * group * D);
+                matvec(qkv, l->qkv, l->qkv_scale, l->qkv_bias, normed, C, (keys + k0) * D, (keys + k1) * D);
+                matvec(qkv, l->qkv, l->qkv_scale, l->qkv_bias, normed, C, (values + k0) * D, (values + k1) * D);
             } else {
-                matvec(qkv, l->qkv, l->qkv_bias, normed, C, chunk_start(qkv_size, t, threads),
+                matvec(qkv, l->qkv, l->qkv_scale, l->qkv_bias, normed, C, chunk_start(qkv_size, t, threads),
                        chunk_start(qkv_size, t + 1, threads));
 #pragma omp barrier
             }
             for (int64_t k = k0; k < k1; k++) attend_head(m, l, attended, qkv, 0, position, k);
 #pragma omp barrier
-            matvec(projected, l->out, l->out_bias, attended, m->heads * D, c0, c1);
+            matvec(projected, l->out, l->out_scale, l->out_bias, attended, m->heads * D, c0, c1);
             for (int64_t i = c0; i < c1; i++) x[i] += projected[i];
 #pragma omp barrier
             norm(m, normed, x, l->norm_2, l->norm_2_bias);
-            matvec(inner, l->up, l->up_bias, normed, C, i0, i1);
+            matvec(inner, l->up, l->up_scale, l->up_bias, normed, C, i0, i1);
             if (m->llama) {
-                matvec(inner, l->up, l->up_bias, normed, C, I + i0, I + i1);
+                matvec(inner, l->up, l->up_scale, l->up_bias, normed, C, I + i0, I + i1);
                 for (int64_t i = i0; i < i1; i++) inner[i] = silu(inner[i]) * inner[I + i];
             } else {
                 for (int64_t i = i0; i < i1; i++) inner[i] = gelu_tanh(inner[i]);
             }
 #pragma omp barrier
-            matvec(projected, l->down, l->down_bias, inner, I, c0, c1);
+            matvec(projected, l->down, l->down_scale, l->down_bias, inner, I, c0, c1);
             for (int64_t i = c0; i < c1; i++) x[i] += projected[i];
 #pragma omp barrier
         }
         norm(m, normed, x, m->norm, m->norm_bias);
-        matvec(logits, m->head, NULL, normed, C, chunk_start(m->vocab, t, threads),
+        matvec(logits, m->head, m->head_scale, NULL, normed, C, chunk_start(m->vocab, t, threads),
                chunk_start(m->vocab, t + 1, threads));
     }
 }

@@ -1,0 +1,50 @@
+"""Matrices with 8 bits a weight and one scale a row, as `--dtype int8` uses them.
+
+The model keeps float32 tensors with the rounded values, so every loop computes with the same numbers. The CPU
+kernel of a single sequence reads the 8-bit integers, a quarter of the bytes.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tinystories_slm.errors import UserError
+
+_MARK = "_has_int8_weights"
+_LEVELS = 127
+
+
+def round_to_int8(model: PreTrainedModel) -> None:
+    """Round the matrices of a float32 model, embeddings included, to 255 levels a row, in place.
+
+    Raises:
+        UserError: a matrix is in another layer than `torch.nn.Linear` or `torch.nn.Embedding`.
+    """
+    matrices = {}
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            if weight.ndim != 2:
+                continue
+            if not isinstance(module, nn.Linear | nn.Embedding):
+                raise UserError(
+                    f"dtype (int8): {name} is a {type(module).__name__}, and only torch.nn.Linear and "
+                    "torch.nn.Embedding can be rounded; use float32 or bfloat16"
+                )
+            matrices[id(weight)] = weight  # tied ones once
+    with torch.no_grad():
+        for weight in matrices.values():
+            levels, scales = int8_rows(weight)
+            weight.copy_(levels * scales[:, None])
+    setattr(model, _MARK, True)
+
+
+def has_int8_weights(model: PreTrainedModel) -> bool:
+    """Whether `round_to_int8` has rounded the weights of `model`."""
+    return getattr(model, _MARK, False)
+
+
+def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return integers (rows, columns) and scales (rows,) of a matrix; exact if it is rounded already."""
+    scales = weight.detach().abs().amax(dim=1).float() / _LEVELS
+    levels = (weight.detach() / scales.clamp_min(1e-30)[:, None]).round()
+    return levels.to(torch.int8), scales
