@@ -75,4 +75,6 @@ def _format(value: float, kind: str) -> str:
         return f"{value:.2%}" if abs(value) < 0.0995 else f"{value:.1%}"
     if 0 < abs(value) < 0.1:
         return f"{value:.4f}"
+    if abs(value) < 1:
+        return f"{value:.3f}"  # ROUGE-L of 0.347 and 0.333
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"

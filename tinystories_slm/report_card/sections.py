@@ -112,7 +112,7 @@ _COPIES: tuple[tuple[_Figure, Callable[[Copy], float]], ...] = (
         _Figure(
             _MEMORIZATION,
             "rouge_l",
-            "ROUGE-L to the nearest training story",
+            "ROUGE-L",
             "F1 of the longest common subsequence of words, with the training story where it is largest.",
         ),
         lambda copy: copy.rouge_l,
