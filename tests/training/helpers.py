@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from script_process import run_forked
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import TrainingInterrupted
@@ -95,17 +97,40 @@ def train_with_stops(
         return train(config)
 
 
+def run_processes(
+    script: Path, *arguments: str | Path, num_processes: int, env: Mapping[str, str] | None = None
+) -> None:
+    """Run `script` in the processes of a launch, which are forked with the libraries imported."""
+    environment = _launch_variables(num_processes) | {"PYTHONPATH": str(ROOT)} | dict(env or {})
+
+    def run(rank: str) -> subprocess.CompletedProcess:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank}
+        return run_forked([script, *arguments], ROOT, env=environment | ranks)
+
+    with ThreadPoolExecutor(num_processes) as threads:
+        for done in threads.map(run, map(str, range(num_processes))):
+            assert done.returncode == 0, done.stderr
+
+
+def _launch_variables(num_processes: int) -> dict[str, str]:
+    """Return the environment of CPU processes of a launch on this machine, without their ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    size = str(num_processes)
+    return os.environ | {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
+        **{"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+    }
+
+
 def start_two_processes(arguments: list[str], cwd: Path, *, program: Path) -> list[subprocess.Popen]:
     """Start `program` as the two processes of a launch, in one process group and without a launcher.
 
     Their standard error is piped, as text.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-        **{"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "EXIT_CODES": str(cwd / "exit_codes")},
+    environment = _launch_variables(2) | {
+        **{"EXIT_CODES": str(cwd / "exit_codes")},
         **{"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
     }
     command = [program] if program.suffix == ".sh" else [sys.executable, program]

@@ -20,7 +20,9 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 from torch import nn
-from torch.distributed import distributed_c10d
+from torch.distributed import GradBucket, distributed_c10d
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tinystories_slm.config import RunConfig, TrainArgs
 from tinystories_slm.errors import UserError
@@ -42,6 +44,7 @@ from tinystories_slm.training.runtime import RuntimeSettings, resolve_runtime
 logger = logging.getLogger(__name__)
 
 Decision = TypeVar("Decision")
+GradFuture = torch.futures.Future[torch.Tensor]
 
 # During setup the other processes wait while the main process downloads and tokenizes. During training they
 # wait while it evaluates, generates and saves.
@@ -51,8 +54,10 @@ _STEP_TIMEOUT = timedelta(minutes=30)
 _LEAVE_TIMEOUT_S = 60
 _wrapped_models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
+_REDUCE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 # Gradients are views of the all-reduce buckets, so they are neither stored nor copied twice. The model has no
-# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/speed.md.
+# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/scaling.md.
 _DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 
@@ -94,7 +99,17 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
     log_overridden_settings(runtime.precision)
     if accelerator.distributed_type == DistributedType.FSDP:
         check_shardable(args)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = sharding_precision(args, runtime.precision)
     return accelerator, runtime
+
+
+def sharding_precision(args: TrainArgs, precision: str) -> MixedPrecisionPolicy:
+    """Return the data types of FSDP2: 16-bit weights are gathered in mixed precision.
+
+    Accelerate's own policy also reduces gradients in the 16-bit type, and rounds the loss to it.
+    """
+    param_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=_REDUCE_DTYPES[args.reduce_dtype])
 
 
 def check_shardable(args: TrainArgs) -> None:
@@ -164,12 +179,26 @@ def set_step_timeout(accelerator: Accelerator) -> None:
 
 
 def prepare(
-    accelerator: Accelerator, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    reduce_dtype: str = "float32",
 ) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """Wrap `model` and its optimizers for the processes of this launch."""
     prepared_model, *prepared_optimizers = accelerator.prepare(model, *optimizers)
     _wrapped_models.add(prepared_model)
+    if reduce_dtype == "bfloat16" and isinstance(prepared_model, nn.parallel.DistributedDataParallel):
+        prepared_model.register_comm_hook(None, _sum_in_bfloat16)
     return prepared_model, prepared_optimizers
+
+
+def _sum_in_bfloat16(group: torch.distributed.ProcessGroup | None, bucket: GradBucket) -> GradFuture:
+    """Sum the gradients of a bucket in bfloat16.
+
+    DDP accepts torch's hook by its own name for NCCL and XCCL alone; gloo sums bfloat16, too.
+    """
+    return bf16_compress_hook(group, bucket)
 
 
 def main_process_first(accelerator: Accelerator, make: Callable[[], Decision]) -> Decision:

@@ -318,7 +318,7 @@ def _build_run(
     model = _build_model(config, data, checkpoint)
     ema, optimizers = prepare_to_train(model, args, runtime)
     check_device(model, data.dataset, accelerator.device, runtime.precision)
-    prepared_model, optimizers = prepare(accelerator, model, optimizers)
+    prepared_model, optimizers = prepare(accelerator, model, optimizers, reduce_dtype=args.reduce_dtype)
     if ema:
         ema.model.to(accelerator.device)
     progress = TrainState(window_order=ORDER_VERSION)
