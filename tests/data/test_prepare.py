@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARED
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare, raw_stories, row_groups
+from tinystories_slm.data import prepare, raw_stories, row_groups, story_files
 from tinystories_slm.data import tokenizer as tokenizer_module
 from tinystories_slm.data.instruct import parse_block, prompt_text
 from tinystories_slm.data.packing import iter_documents
@@ -99,7 +99,7 @@ def test_manifest_matches_the_token_files(tmp_path: Path) -> None:
 
 
 def test_token_files_do_not_depend_on_num_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw_stories, "_ROW_GROUP_STORIES", 10)
+    monkeypatch.setattr(story_files, "_ROW_GROUP_STORIES", 10)
     monkeypatch.setattr(row_groups, "_MIN_BYTES_PER_WORKER", 1)
     contents = set()
     for num_workers in (1, 2):
@@ -294,7 +294,7 @@ def test_killed_preparation_leaves_no_final_files(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from tinystories_slm.config import DataArgs, TokenizerArgs
-from tinystories_slm.data import prepare, raw_stories, row_groups
+from tinystories_slm.data import prepare, row_groups, story_files
 
 def encode_slowly(self, row_group):
     print("encoding", row_group, flush=True)
@@ -302,7 +302,7 @@ def encode_slowly(self, row_group):
     return encode(self, row_group)
 
 if __name__ == "__main__":
-    raw_stories._ROW_GROUP_STORIES = 3
+    story_files._ROW_GROUP_STORIES = 3
     encode = row_groups._RowGroupEncoder.__call__
     row_groups._RowGroupEncoder.__call__ = encode_slowly
     data = DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2]), seq_len=16, validation_fraction=0.3)
@@ -314,11 +314,11 @@ if __name__ == "__main__":
         assert process.stdout.readline() == "encoding 1\n"
         process.kill()
     names = {path.name for path in data.data_dir.iterdir()}
-    assert names >= {"raw", "tokenizer", "train.bin.partial"}
+    assert names >= {"raw", "tokenizer", "tokens.progress"}
     assert not names & {"train.bin", "validation.bin", "manifest.json"}
     manifest = ensure_prepared(data, SMALL)
     assert open_tokens(data.data_dir, "train", manifest).size == manifest.splits["train"]["num_tokens"]
-    assert not [path for path in data.data_dir.iterdir() if path.name.endswith(".partial")]
+    assert not [path for path in data.data_dir.iterdir() if path.suffix in (".partial", ".progress")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find processes")

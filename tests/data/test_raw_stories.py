@@ -52,7 +52,7 @@ def error_line(tmp_path: Path, source: Path | str, **options: object) -> str:
     args = data_args(tmp_path, source, **options)
     with pytest.raises(UserError) as error:
         download_data(args)
-    assert not (args.data_dir / "raw").exists() and not (args.data_dir / "raw.partial").exists()
+    assert not list(args.data_dir.glob("raw*"))
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -416,10 +416,10 @@ raw_stories.download_data(DataArgs(source=sys.argv[1], data_dir=Path(sys.argv[2]
         assert process.stdout.readline() == "reading\n"
         time.sleep(0.5)
         process.kill()
-    assert (args.data_dir / "raw.partial" / "train.parquet").stat().st_size > 0
+    assert (args.data_dir / "raw.progress" / "segment-00000.partial" / "train.parquet").stat().st_size > 0
     assert not (args.data_dir / "raw").exists()
     assert RawManifest.load(download_data(args) / "source.json").splits["train"]["num_stories"] > 80
-    assert not (args.data_dir / "raw.partial").exists()
+    assert {path.name for path in args.data_dir.iterdir()} == {".lock", "raw"}
 
 
 def test_changed_file_is_not_read_from_a_cache(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tinystories_slm.commands.data import run_prepare
 from tinystories_slm.config import DataArgs, TokenizerArgs
 from tinystories_slm.config.command_args.data import PrepareArgs
-from tinystories_slm.data import prepare, raw_stories, row_groups
+from tinystories_slm.data import prepare, row_groups, story_files
 from tinystories_slm.data.prepare import merge_shards, prepare_data, prepare_shard
 from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.data.token_shards import Shard
@@ -22,7 +22,7 @@ NUM_STORIES = 60
 
 @pytest.fixture(autouse=True)
 def ten_stories_per_row_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw_stories, "_ROW_GROUP_STORIES", 10)
+    monkeypatch.setattr(story_files, "_ROW_GROUP_STORIES", 10)
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def test_shard_that_is_killed_is_written_again_and_others_are_kept(data, monkeyp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(row_groups._RowGroupEncoder, "__call__", encode_one_row_group)
         prepare_shard(data, SMALL, killed)
-    assert [path.name for path in killed.folder(data.data_dir).iterdir()] == [".lock"]
+    names = {path.name for path in killed.folder(data.data_dir).iterdir()}
+    assert names == {".lock", "tokens.progress"}
     (killed.folder(data.data_dir) / "train.bin.partial").write_bytes(b"\1\0\2")  # as SIGKILL leaves it
     assert merge_error(data, 3) == (
         f"merge_shards (3): {data.data_dir / 'shards'} is not complete: 1/3 has no complete files, "

@@ -1,16 +1,17 @@
 """Tokenize the stories into train.bin and validation.bin, and write manifest.json last."""
 
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from tinystories_slm.config import DataArgs, TokenizerArgs
+from tinystories_slm.data.progress import Progress, kept_progress
 from tinystories_slm.data.provenance import log_rebuild
 from tinystories_slm.data.raw_stories import RawManifest, download_data
 from tinystories_slm.data.row_groups import write_tokens
@@ -22,6 +23,7 @@ from tinystories_slm.data.token_files import (
     write_prompt_lengths,
 )
 from tinystories_slm.data.token_shards import (
+    WHOLE,
     Shard,
     ShardFiles,
     ShardManifest,
@@ -63,8 +65,23 @@ def prepare_data(data: DataArgs, tokenizer: TokenizerArgs) -> Manifest:
     manifest = Manifest.load(data.data_dir / "manifest.json")
     for split in manifest.splits:
         open_tokens(data.data_dir, split, manifest)
+    _remove_progress(data, tokenizer)
     logger.info("using the existing token files in %s", data.data_dir)
     return manifest
+
+
+def _progress_folder(data: DataArgs) -> Path:
+    """Return the folder of what a killed preparation of the token files had done."""
+    return data.data_dir / "tokens.progress"
+
+
+def _remove_progress(data: DataArgs, tokenizer: TokenizerArgs) -> None:
+    """Remove what a killed preparation with other options has left."""
+    if folders := list(data.data_dir.glob("*.progress")):
+        with directory_lock(data.data_dir, option="data.data_dir"):
+            if token_file_differences(data, tokenizer) == []:
+                for folder in folders:
+                    remove_directory(folder)
 
 
 def prepare_shard(data: DataArgs, tokenizer: TokenizerArgs, shard: Shard) -> ShardManifest | None:
@@ -97,22 +114,21 @@ def _write_shard(data: DataArgs, shard: Shard, folder: Path) -> ShardManifest:
             return manifest
         logger.warning("building shard %s again: it has %s", shard, " and ".join(differences))
     (folder / "shard.json").unlink(missing_ok=True)  # of the files that are replaced
-    files = {}
-    for split, counts in RawManifest.load(data.data_dir / "raw" / "source.json").splits.items():
-        with (
-            atomic_write(folder / f"{split}.bin") as tokens,
-            atomic_write(prompt_file(folder, split)) as prompts,
-        ):
-            num_tokens, prompt_lengths = write_tokens(
-                data, split, counts["num_bytes"], inputs.token_dtype, tokens, shard
-            )
-            prompt_lengths.astype("<u4").tofile(prompts)
-            files[split] = ShardFiles(
-                num_stories=len(prompt_lengths),
-                num_tokens=num_tokens,
-                tokens_sha256=file_sha256(tokens),
-                prompts_sha256=file_sha256(prompts),
-            )
+    files: dict[str, ShardFiles] = {}
+    with kept_progress(folder / "tokens.progress", asdict(inputs)) as progress:
+        for split, (num_tokens, prompt_lengths) in _write_splits(data, inputs, progress, shard).items():
+            with (
+                atomic_write(folder / f"{split}.bin") as tokens,
+                atomic_write(prompt_file(folder, split)) as prompts,
+            ):
+                shutil.move(progress.folder / f"{split}.bin", tokens)
+                prompt_lengths.astype("<u4").tofile(prompts)
+                files[split] = ShardFiles(
+                    num_stories=len(prompt_lengths),
+                    num_tokens=num_tokens,
+                    tokens_sha256=file_sha256(tokens),
+                    prompts_sha256=file_sha256(prompts),
+                )
     if _shard_inputs(data) != inputs:
         raise UserError(
             f"{data.data_dir} was prepared with other options meanwhile; "
@@ -141,22 +157,10 @@ def merge_shards(data: DataArgs, tokenizer: TokenizerArgs, num_shards: int) -> M
         with directory_lock(data.data_dir, option="data.data_dir"):
             if token_file_differences(data, tokenizer) != []:
                 shards = load_shards(data.data_dir, num_shards, _shard_inputs(data))
-                _tokenize_splits(data, partial(_merge_tokens, shards))
+                _tokenize_splits(data, shards)
     manifest = prepare_data(data, tokenizer)
     remove_directory(shards_folder(data.data_dir))
     return manifest
-
-
-def _merge_tokens(
-    shards: list[tuple[Path, ShardManifest]],
-    data: DataArgs,
-    split: str,
-    num_bytes: int,
-    token_dtype: str,
-    path: Path,
-) -> tuple[int, np.ndarray]:
-    """`WriteIds` from shards."""
-    return merge_split(shards, split, path)
 
 
 def _shard_inputs(data: DataArgs) -> ShardManifest:
@@ -218,26 +222,41 @@ def token_file_differences(data: DataArgs, args: TokenizerArgs) -> list[str] | N
     return found
 
 
-WriteIds = Callable[[DataArgs, str, int, str, Path], tuple[int, np.ndarray]]
-"""Arguments and results of `write_tokens`."""
+def _write_splits(
+    data: DataArgs, inputs: ShardManifest, progress: Progress, shard: Shard
+) -> dict[str, tuple[int, np.ndarray]]:
+    """Call `write_tokens` for each split."""
+    raw = RawManifest.load(data.data_dir / "raw" / "source.json")
+    return {
+        split: write_tokens(data, split, counts["num_bytes"], inputs.token_dtype, progress, shard)
+        for split, counts in raw.splits.items()
+    }
 
 
-def _tokenize_splits(data: DataArgs, write_ids: WriteIds | None = None) -> Manifest:
+def _tokenize_splits(data: DataArgs, shards: Sequence[tuple[Path, ShardManifest]] = ()) -> Manifest:
     """Write train.bin, validation.bin and manifest.json from the raw stories and the tokenizer.
 
-    `write_ids` writes the ids of a split, by default `write_tokens`.
+    With `shards`, the token ids are theirs.
     """
-    write_ids = write_ids or write_tokens
     raw = RawManifest.load(data.data_dir / "raw" / "source.json")
     tokenizer = TokenizerManifest.load(data.data_dir / "tokenizer" / "training.json")
-    _check_inputs(data.data_dir, raw, tokenizer)
-    token_dtype = _token_dtype(data, tokenizer.vocab_size)
+    inputs = _shard_inputs(data)
+    options = {**asdict(inputs), "num_shards": len(shards)}
     (data.data_dir / "manifest.json").unlink(missing_ok=True)  # of the files that are replaced
     splits: dict[str, TokenCounts] = {}
-    with ExitStack() as files:  # both files get their final names only when both are complete
-        for split, counts in raw.splits.items():
+    with kept_progress(_progress_folder(data), options) as progress, ExitStack() as files:
+        if shards:
+            folder = progress.folder
+            written = {split: merge_split(shards, split, folder / f"{split}.bin") for split in raw.splits}
+        else:
+            written = _write_splits(data, inputs, progress, WHOLE)
+        for (
+            split,
+            counts,
+        ) in raw.splits.items():  # both files get their final names only when both are complete
+            num_tokens, prompt_lengths = written[split]
             path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
-            num_tokens, prompt_lengths = write_ids(data, split, counts["num_bytes"], token_dtype, path)
+            shutil.move(progress.folder / f"{split}.bin", path)
             splits[split] = TokenCounts(
                 num_stories=counts["num_stories"], num_tokens=num_tokens, num_bytes=counts["num_bytes"]
             )
@@ -247,7 +266,7 @@ def _tokenize_splits(data: DataArgs, write_ids: WriteIds | None = None) -> Manif
         tokenizer_sha256=tokenizer.tokenizer_sha256,
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
-        token_dtype=token_dtype,
+        token_dtype=inputs.token_dtype,
         splits=splits,
         code_version=version("tinystories_slm"),
         parts=raw.parts,

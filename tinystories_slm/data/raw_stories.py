@@ -2,27 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
 from tinystories_slm.config.canaries import parse_canaries
-from tinystories_slm.data.filters.cleaning import (
-    RULES,
-    SAMPLE_STORIES,
-    Cleaner,
-    RuleCounts,
-    choose_rules,
-)
+from tinystories_slm.data.filters.cleaning import RULES, SAMPLE_STORIES, RuleCounts, choose_rules
 from tinystories_slm.data.filters.dropped import DroppedStories, DuplicateCounts, drop_repeated
 from tinystories_slm.data.planting import PlantedCanary, check_absent, plant
+from tinystories_slm.data.progress import Progress, kept_progress
 from tinystories_slm.data.provenance import DataManifest, Provenance, log_rebuild
 from tinystories_slm.data.source_stories import (
     StoryCounts,
@@ -36,14 +26,12 @@ from tinystories_slm.data.sources.file_formats import read_parquet
 from tinystories_slm.data.sources.mixture import MixedSplits, PartCounts
 from tinystories_slm.data.sources.registry import find_source
 from tinystories_slm.data.sources.story_source import Splits
+from tinystories_slm.data.story_files import join_files, write_splits
+from tinystories_slm.data.story_segments import StorySegments, read_segments
 from tinystories_slm.errors import UserError
-from tinystories_slm.io.atomic import atomic_directory, directory_lock
+from tinystories_slm.io.atomic import atomic_directory, directory_lock, remove_directory
 
 logger = logging.getLogger(__name__)
-
-# A worker tokenizes one row group at a time (`prepare`), so these limits also bound its memory.
-_ROW_GROUP_STORIES = 4096
-_ROW_GROUP_BYTES = 2**21
 
 STREAMING_SAMPLE = 20_000
 """Stories of each split, the first ones, that are on the disk with `data.streaming`."""
@@ -78,7 +66,7 @@ def download_data(data: DataArgs) -> Path:
     """
     folder = data.data_dir / "raw"
     check_data_dir(data)
-    if _differences(folder, data) != []:
+    if _differences(folder, data) != [] or _progress_folder(data).exists():
         with directory_lock(data.data_dir, option="data.data_dir"):
             differences = _differences(folder, data)
             if differences != []:
@@ -87,8 +75,14 @@ def download_data(data: DataArgs) -> Path:
                     log_rebuild("the stories", data.data_dir, differences)
                 _download(data, folder)
                 return folder
+            remove_directory(_progress_folder(data))  # of a preparation with other options, which was stopped
     logger.info("using the existing stories of %s in %s", data.source, folder)
     return folder
+
+
+def _progress_folder(data: DataArgs) -> Path:
+    """Return the folder of what a killed download had done."""
+    return data.data_dir / "raw.progress"
 
 
 def _differences(folder: Path, data: DataArgs) -> list[str] | None:
@@ -138,34 +132,55 @@ def _download(data: DataArgs, folder: Path) -> None:
         _limit_validation(splits)
     if "train" not in splits:
         raise missing_split_error(data.source, "train", splits)
-    counts = zero_counts("train", "validation")
-    read = partial(iter_splits, splits, counts, data.validation_split, data.validation_fraction)
     rules = _choose_rules(data, splits)
+    deduplicates = not data.streaming and _is_filtered(data, data.deduplicate)
+    provenance = Provenance.from_args(data, revision, cleaning=rules, deduplicated=deduplicates)
     has_manifest = (folder / "source.json").exists()
-    with atomic_directory(folder, replace=has_manifest) as unfinished, ExitStack() as files:
-        cleaner = Cleaner(rules)
-        deduplicates = not data.streaming and _is_filtered(data, data.deduplicate)
-        if rules or deduplicates:
-            dropped = files.enter_context(DroppedStories(unfinished / "dropped.parquet"))
-            cleaner.on_drop = dropped.add
-        stories = read(max_stories, cleaner.clean if rules else None)
-        _write_splits(tqdm(stories, desc="download", unit=" stories", disable=None), unfinished, counts)
-        duplicates = _drop_repeated(unfinished, counts, dropped) if deduplicates else None
-        planted = _plant_canaries(data, unfinished, counts) if data.canaries else None
-        for split, count in counts.items():
-            if count["num_stories"] == 0:
-                raise empty_split_error(data.source, split, data.validation_fraction)
-        manifest = RawManifest(
-            provenance=Provenance.from_args(data, revision, cleaning=rules, deduplicated=deduplicates),
-            splits=counts,
-            parts=splits.part_counts() if isinstance(splits, MixedSplits) else None,
-            cleaning_counts=cleaner.counts if rules else None,
-            duplicates=duplicates,
-            planted=planted,
-        )
+    with (
+        kept_progress(_progress_folder(data), asdict(provenance)) as progress,
+        atomic_directory(folder, replace=has_manifest) as unfinished,
+    ):
+        segments = read_segments(splits, data, rules, max_stories, progress.folder)
+        manifest = _write_raw(data, segments, provenance, progress, unfinished)
         manifest.save(unfinished / "source.json")
     for line in format_filters(manifest):
         logger.info(line)
+
+
+def _write_raw(
+    data: DataArgs, segments: StorySegments, provenance: Provenance, progress: Progress, folder: Path
+) -> RawManifest:
+    """Write the stories that stay, and those that are dropped, to `folder`."""
+    counts, keep, duplicates = segments.state.counts, None, None
+    if provenance.cleaning or provenance.deduplicated:
+        with DroppedStories(folder / "dropped.parquet") as dropped:
+            for text, rule in segments.read_dropped():
+                dropped.add(text, rule)
+            if provenance.deduplicated:
+                keep, duplicates = drop_repeated(
+                    partial(segments.read, "train"),
+                    counts["train"]["num_stories"],
+                    segments.read("validation"),
+                    dropped,
+                    progress.arrays,
+                )
+                progress.remove_segments("leaks", "hashes")  # before the stories are copied
+    for split, count in counts.items():
+        join_files(
+            segments.paths(split), folder / f"{split}.parquet", count, keep if split == "train" else None
+        )
+    planted = _plant_canaries(data, folder, counts) if data.canaries else None
+    for split, count in counts.items():
+        if count["num_stories"] == 0:
+            raise empty_split_error(data.source, split, data.validation_fraction)
+    return RawManifest(
+        provenance=provenance,
+        splits=counts,
+        parts=segments.state.parts,
+        cleaning_counts=segments.state.cleaning_counts if provenance.cleaning else None,
+        duplicates=duplicates,
+        planted=planted,
+    )
 
 
 def _limit_validation(splits: Splits) -> None:
@@ -205,17 +220,6 @@ def _choose_rules(data: DataArgs, splits: Splits) -> list[str]:
     return rules
 
 
-def _drop_repeated(folder: Path, counts: dict[str, StoryCounts], dropped: DroppedStories) -> DuplicateCounts:
-    """Write train.parquet again without the repeated stories, if there are any, and correct `counts`."""
-    path, train = folder / "train.parquet", counts["train"]
-    read_train = partial(read_parquet, path)
-    validation = read_parquet(folder / "validation.parquet")
-    keep, found = drop_repeated(read_train, train["num_stories"], validation, dropped)
-    if not keep.all():
-        _replace_train(compress(read_train(), keep), folder, train)
-    return found
-
-
 def _plant_canaries(data: DataArgs, folder: Path, counts: dict[str, StoryCounts]) -> list[PlantedCanary]:
     """Write train.parquet again with the canaries, and correct `counts`; return their record.
 
@@ -236,7 +240,7 @@ def _replace_train(stories: Iterable[str], folder: Path, counts: StoryCounts) ->
     """Write `stories` as the new train.parquet, which may be read meanwhile, and correct its `counts`."""
     (rest := folder / "rest").mkdir()
     counts["num_stories"] = counts["num_bytes"] = 0
-    _write_splits((("train", story) for story in stories), rest, {"train": counts})
+    write_splits((("train", story) for story in stories), rest, {"train": counts})
     (rest / "train.parquet").replace(folder / "train.parquet")
     rest.rmdir()
 
@@ -255,32 +259,3 @@ def format_filters(manifest: RawManifest) -> list[str]:
             f"{found['num_validation_leaked']:,} validation stories"
         )
     return lines
-
-
-def _write_splits(stories: Iterable[tuple[str, str]], folder: Path, counts: dict[str, StoryCounts]) -> None:
-    """Write (split, story) pairs to `folder/<split>.parquet`, one row group at a time, and count them."""
-    schema = pa.schema({"text": pa.string()})
-    with ExitStack() as files:
-        writers = {
-            split: files.enter_context(
-                pq.ParquetWriter(folder / f"{split}.parquet", schema, compression="zstd")
-            )
-            for split in counts
-        }
-        rows: dict[str, list[str]] = {split: [] for split in counts}
-        num_bytes = dict.fromkeys(counts, 0)
-
-        def write_row_group(split: str) -> None:
-            writers[split].write_table(pa.table({"text": rows[split]}, schema=schema))
-            counts[split]["num_stories"] += len(rows[split])
-            counts[split]["num_bytes"] += num_bytes[split]
-            rows[split], num_bytes[split] = [], 0
-
-        for split, story in stories:
-            rows[split].append(story)
-            num_bytes[split] += len(story.encode("utf-8"))
-            if len(rows[split]) == _ROW_GROUP_STORIES or num_bytes[split] >= _ROW_GROUP_BYTES:
-                write_row_group(split)
-        for split in counts:
-            if rows[split]:
-                write_row_group(split)

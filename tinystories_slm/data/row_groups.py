@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,14 +20,19 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tinystories_slm.config import DataArgs
+from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.progress import Arrays, Progress
 from tinystories_slm.data.story_encoder import StoryEncoder
 from tinystories_slm.data.token_shards import WHOLE, Shard
 from tinystories_slm.data.tokenizer import load_tokenizer
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.host import num_usable_cores
+from tinystories_slm.io.atomic import fsync_file
 
 # A worker takes seconds to start; with less text per worker, one process is faster.
 _MIN_BYTES_PER_WORKER = 2**26
+# A kill loses an unfinished segment; 16 row groups are about 30 MB of text.
+_SEGMENT_ROW_GROUPS = 16
 
 
 def write_tokens(
@@ -33,17 +40,25 @@ def write_tokens(
     split: str,
     num_bytes: int,
     token_dtype: str,
-    path: Path,
+    progress: Progress,
     shard: Shard = WHOLE,
 ) -> tuple[int, np.ndarray]:
-    """Write the ids of every story of `shard`, each followed by the end-of-text id.
+    """Write the ids of every story, each followed by the end-of-text id, to `SPLIT.bin` beside `progress`.
 
-    `num_bytes` counts the text of all shards.
+    A file that a kill has left continues behind its last segment.
+
+    Args:
+        data: Folder of stories and tokenizer, and number of processes.
+        split: "train" or "validation".
+        num_bytes: UTF-8 bytes of the text of all shards.
+        token_dtype: `uint16` or `uint32`.
+        progress: Folder of the file, and end and prompt lengths of each segment that is in it.
+        shard: Row groups that are encoded.
 
     Returns:
         The number of ids, and the number of ids of each story's prompt, uint32 (num_stories,).
     """
-    raw = data.data_dir / "raw" / f"{split}.parquet"
+    raw, path = data.data_dir / "raw" / f"{split}.parquet", progress.folder / f"{split}.bin"
     with pq.ParquetFile(raw) as file:
         row_groups = shard.row_groups(file.num_row_groups)
         num_bytes = num_bytes * len(row_groups) // file.num_row_groups  # about
@@ -51,17 +66,35 @@ def write_tokens(
         data.num_workers or num_usable_cores(), len(row_groups), num_bytes // _MIN_BYTES_PER_WORKER
     )
     make_encoder = partial(_RowGroupEncoder, raw, data.data_dir / "tokenizer", token_dtype)
-    num_written, prompt_lengths = 0, [np.zeros(0, np.uint32)]
+    if not path.exists():
+        progress.remove_segments(split)
+    num_done = min(progress.num_segments(split) * _SEGMENT_ROW_GROUPS, len(row_groups))
+    prompt_lengths = [np.zeros(0, np.uint32)]
     with (
-        path.open("wb") as file,
+        path.open("r+b" if num_done else "wb") as file,
         tqdm(total=num_bytes, desc=f"tokens, {split}", unit="B", unit_scale=True, disable=None) as bar,
+        closing(_map_ordered(make_encoder, row_groups[num_done:], num_workers)) as rows,
     ):
-        for rows in _map_ordered(make_encoder, row_groups, num_workers):
-            file.write(rows.ids)
-            num_written += len(rows.ids) // np.dtype(token_dtype).itemsize
-            prompt_lengths.append(rows.prompt_lengths)
-            bar.update(rows.num_bytes)
-    return num_written, np.concatenate(prompt_lengths)
+        bar.update(num_bytes * num_done // max(len(row_groups), 1))
+        for number, segment in enumerate(iter_batches(row_groups, _SEGMENT_ROW_GROUPS)):
+            append = partial(_append, file, islice(rows, len(segment)), bar)
+            written = progress.arrays(f"{split}-{number:05}", append)
+            file.seek(int(written["end"]))  # in a file that a kill left, ids of an unfinished segment follow
+            prompt_lengths.append(written["prompt_lengths"])
+        file.truncate()
+    return path.stat().st_size // np.dtype(token_dtype).itemsize, np.concatenate(prompt_lengths)
+
+
+def _append(file: BinaryIO, rows: Iterable["EncodedRows"], bar: tqdm) -> Arrays:
+    """Write the ids of a segment, and return the end of them in the file, and the prompt lengths."""
+    prompt_lengths = []
+    for one in rows:
+        file.write(one.ids)
+        prompt_lengths.append(one.prompt_lengths)
+        bar.update(one.num_bytes)
+    file.flush()
+    fsync_file(Path(file.name))
+    return {"end": np.array(file.tell()), "prompt_lengths": np.concatenate(prompt_lengths)}
 
 
 class EncodedRows(NamedTuple):

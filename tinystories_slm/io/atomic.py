@@ -72,7 +72,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
-        _fsync(partial)
+        fsync_file(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield partial
         for file in filter(Path.is_file, partial.rglob("*")):
-            _fsync(file)
+            fsync_file(file)
         if path.exists():
             remove_directory(path)
         os.replace(partial, path)
@@ -186,6 +186,15 @@ def apply_umask(folder: Path) -> None:
                     raise
 
 
+def fsync_file(path: Path) -> None:
+    """Flush a file to disk.
+
+    Otherwise a rename may reach the disk before the data, and a power failure leaves an empty file.
+    """
+    with path.open("rb+") as file, _unsupported_operation(path):
+        os.fsync(file.fileno())
+
+
 def fsync_directory(folder: Path) -> None:
     """Flush the files in `folder` and their directory entries to disk, to survive a power failure."""
     if os.name == "nt":
@@ -197,12 +206,6 @@ def fsync_directory(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-
-
-def _fsync(path: Path) -> None:
-    # A rename may reach the disk before the data; a power failure would then leave an empty file.
-    with path.open("rb+") as file, _unsupported_operation(path):
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Stories that a download drops, in `raw/dropped.parquet`, and the choice of the repeated ones."""
 
 from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from tinystories_slm.data.batches import iter_batches
 from tinystories_slm.data.filters import duplicates as near
 from tinystories_slm.data.filters.duplicates import Leaks, find_duplicates
+from tinystories_slm.data.progress import Arrays, SaveArrays, compute_arrays, iter_segments
 
 _BATCH_STORIES = 4096
 _SCHEMA = pa.schema({"text": pa.string(), "rule": pa.string(), "row": pa.int64()})
@@ -75,6 +77,7 @@ def drop_repeated(
     num_stories: int,
     validation: Iterable[str],
     dropped: DroppedStories,
+    save: SaveArrays = compute_arrays,
 ) -> tuple[np.ndarray, DuplicateCounts]:
     """Choose the training stories that stay: neither duplicates nor leaks.
 
@@ -83,36 +86,59 @@ def drop_repeated(
         num_stories: Number of training stories.
         validation: Validation stories; all of them stay.
         dropped: File for the others.
+        save: Saves what was found in each segment, so that it is computed once.
 
     Returns:
         Which training stories stay, bool (num_stories,), and the counts.
     """
-    leaks = Leaks(validation)
-    leak = np.concatenate(
-        [leaks.check(batch) for batch in iter_batches(read_training(), _BATCH_STORIES)]
-        or [np.zeros(0, np.int64)]
-    )
-    num_validation_leaked = int(leaks.leaked.sum())
-    del leaks  # its index is large
-    found = find_duplicates(read_training(), num_stories)
-    is_leak, is_duplicate = leak >= 0, found.is_duplicate
+    found = save("repeated", partial(_find_repeated, read_training, num_stories, validation, save))
+    first, is_exact, is_leak = found["first"], found["is_exact"], found["leak"] >= 0
+    is_duplicate = first != np.arange(num_stories)
     keep = ~(is_leak | is_duplicate)
     row = np.where(keep, np.cumsum(keep) - 1, -1)
     for index, story in enumerate(read_training()):
         if is_leak[index]:
-            dropped.add(story, "leak", int(leak[index]))
+            dropped.add(story, "leak", int(found["leak"][index]))
         elif is_duplicate[index]:
-            first = int(row[found.first[index]])
-            rule = "exact_duplicate" if found.is_exact[index] else "near_duplicate"
-            dropped.add(story, rule, None if first < 0 else first)
+            repeats = int(row[first[index]])
+            rule = "exact_duplicate" if is_exact[index] else "near_duplicate"
+            dropped.add(story, rule, None if repeats < 0 else repeats)
     return keep, DuplicateCounts(
-        num_exact=int((found.is_exact & ~is_leak).sum()),
-        num_near=int((is_duplicate & ~found.is_exact & ~is_leak).sum()),
+        num_exact=int((is_exact & ~is_leak).sum()),
+        num_near=int((is_duplicate & ~is_exact & ~is_leak).sum()),
         num_leaks=int(is_leak.sum()),
-        num_validation_leaked=num_validation_leaked,
+        num_validation_leaked=len(found["leaked"]),
         duplicate_ngram=near.DUPLICATE_NGRAM,
         duplicate_similarity=near.DUPLICATE_SIMILARITY,
         leak_ngram=near.LEAK_NGRAM,
         leak_share=near.LEAK_SHARE,
         library=f"rensa {version('rensa')}",
     )
+
+
+def _find_repeated(
+    read_training: Callable[[], Iterable[str]], num_stories: int, validation: Iterable[str], save: SaveArrays
+) -> Arrays:
+    """Return leaks and duplicates of all training stories in the arrays of `_find_leaks` and `Duplicates`."""
+    leaks = _find_leaks(read_training(), validation, save)
+    duplicates = find_duplicates(read_training(), num_stories, save)
+    return {**leaks, "first": duplicates.first, "is_exact": duplicates.is_exact}
+
+
+def _find_leaks(training: Iterable[str], validation: Iterable[str], save: SaveArrays) -> Arrays:
+    """Return the results of `Leaks.check`, int64 (num_stories,), and the validation stories that leaked."""
+    index = cache(lambda: Leaks(validation))  # large, and not needed if all segments are saved
+
+    def check(stories: Iterable[str]) -> Arrays:
+        leak = [index().check(batch) for batch in iter_batches(stories, _BATCH_STORIES)]
+        return {"leak": np.concatenate(leak), "leaked": np.flatnonzero(index().leaked)}
+
+    found = [
+        save(f"leaks-{number:05}", partial(check, stories))
+        for number, stories in enumerate(iter_segments(training))
+    ]
+    empty = [np.zeros(0, np.int64)]
+    return {
+        "leak": np.concatenate([*empty, *(one["leak"] for one in found)]),
+        "leaked": np.unique(np.concatenate([*empty, *(one["leaked"] for one in found)])),
+    }

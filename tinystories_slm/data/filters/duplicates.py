@@ -8,11 +8,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 
 import numpy as np
 
 from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.progress import Arrays, SaveArrays, compute_arrays, iter_segments
 
 DUPLICATE_NGRAM = 3
 """Words in an n-gram of `find_duplicates`."""
@@ -88,8 +90,10 @@ class Duplicates:
         return self.first != np.arange(len(self.first))
 
 
-def find_duplicates(stories: Iterable[str], num_stories: int) -> Duplicates:
-    """Return the clusters of near duplicates among `num_stories` stories.
+def find_duplicates(
+    stories: Iterable[str], num_stories: int, save: SaveArrays = compute_arrays
+) -> Duplicates:
+    """Return the clusters of near duplicates among `num_stories` stories; `save` the hashes of each segment.
 
     Two stories are near duplicates if 0.4 of 63 MinHash values agree; they are compared if one of 21 bands of
     3 values agrees. A pair of similarity 0.5 is compared with probability 0.94, of 0.6 with 0.99. A cluster
@@ -101,15 +105,16 @@ def find_duplicates(stories: Iterable[str], num_stories: int) -> Duplicates:
     signatures = np.empty((num_stories, _NUM_HASHES), dtype=np.uint16)
     whole = np.empty(num_stories, dtype=np.uint64)
     hasher, done = NgramHasher(DUPLICATE_NGRAM), 0
-    for batch in iter_batches(islice(stories, num_stories), _BATCH_STORIES):
-        values = _min_hashes(hasher, batch)
-        rows = slice(done, done + len(batch))
+    for number, segment in enumerate(iter_segments(islice(stories, num_stories))):
+        hashes = save(f"hashes-{number:05}", partial(_hash_segment, hasher, segment))
+        values = hashes["min_hashes"]
+        rows = slice(done, done + len(values))
         # 16 bits of each value suffice: different ones agree in them once in 65,536 times.
         signatures[rows] = values.astype(np.uint16)
         for band in range(num_bands):
             bands[band, rows] = _combine(values[:, band * _ROWS_PER_BAND : (band + 1) * _ROWS_PER_BAND])
-        whole[rows] = [_hash_words(story) for story in batch]
-        done += len(batch)
+        whole[rows] = hashes["whole"]
+        done += len(values)
     first = np.arange(num_stories)
     for band in bands:
         _join_clusters(first, band, signatures)
@@ -204,6 +209,15 @@ def _expand(
     counts = (first[key + 1] - first[key]).astype(np.int64)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(story, counts), owners[np.repeat(first[key], counts) + within].astype(np.int64)
+
+
+def _hash_segment(hasher: NgramHasher, stories: Iterable[str]) -> Arrays:
+    """Return MinHash values, uint32 (num_stories, 63), and a hash of all words of each story, uint64."""
+    min_hashes, whole = [], []
+    for batch in iter_batches(stories, _BATCH_STORIES):
+        min_hashes.append(_min_hashes(hasher, batch))
+        whole += [_hash_words(story) for story in batch]
+    return {"min_hashes": np.concatenate(min_hashes), "whole": np.array(whole, dtype=np.uint64)}
 
 
 def _min_hashes(hasher: NgramHasher, stories: Sequence[str]) -> np.ndarray:

@@ -39,7 +39,9 @@ class OpenPart:
     splits: Splits
     counts: PartCounts
     num_read_before: int = 0
-    """Training stories of the epoch that were read before a resumed stream starts."""
+    """Training stories that were read before a resumed stream or download starts, in its epoch."""
+    num_validation_before: int = 0
+    """Validation stories that were read before a resumed download starts."""
 
     def position_of_next(self) -> int:
         """Place of its next training story in the mixture, in the same unit for all parts."""
@@ -78,7 +80,7 @@ class MixedSplits(dict[str, Callable[[], Iterable[str | None]]]):
         streams = []
         for part in self.parts:
             part.counts["num_train_stories"] = part.num_read_before
-            part.counts["num_validation_stories"] = 0
+            part.counts["num_validation_stories"] = part.num_validation_before
             names = ("train", "validation") if has_holdout(part.splits) else ("train",)
             streams.append(read_part(part.splits, *names))
         num_read = 0

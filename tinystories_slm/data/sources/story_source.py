@@ -4,7 +4,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,24 @@ class FileSequence:
 
     def __call__(self) -> Iterator[str | None]:
         return chain.from_iterable(read() for read in self.files)
+
+
+class ResumedSplit:
+    """Split that is read once, from a position on; the files before it are not read."""
+
+    def __init__(self, read: Callable[[], Iterable[str | None]], file: int = 0, row: int = 0) -> None:
+        self.file = file
+        """Number of the file that is read."""
+        self.row = row
+        """Number of texts of the file that were read."""
+        self._files: Sequence[Callable[[], Iterable[str | None]]] = getattr(read, "files", [read])
+
+    def __call__(self) -> Iterator[str | None]:
+        while self.file < len(self._files):
+            for text in islice(self._files[self.file](), self.row, None):
+                self.row += 1
+                yield text
+            self.file, self.row = self.file + 1, 0
 
 
 class StorySource(ABC):

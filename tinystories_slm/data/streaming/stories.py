@@ -1,8 +1,7 @@
 """Training stories of a source from any position on, without a file of their own."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from typing import Any, Self
 
 from tinystories_slm.config import DataArgs
@@ -10,7 +9,7 @@ from tinystories_slm.data.filters.cleaning import Cleaner
 from tinystories_slm.data.source_stories import iter_splits, needs_holdout, zero_counts
 from tinystories_slm.data.sources.mixture import MixedSplits
 from tinystories_slm.data.sources.registry import find_source
-from tinystories_slm.data.sources.story_source import Splits
+from tinystories_slm.data.sources.story_source import ResumedSplit, Splits
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,20 @@ class StoryStream:
         mixed = splits.parts if isinstance(splits, MixedSplits) else []
         sources = [part.splits for part in mixed] or [splits]
         positions = start.parts or [PartPosition()] * len(sources)
-        self._resumed = [_ResumedSplits(*pair) for pair in zip(sources, positions, strict=True)]
-        self._splits = self._resumed[0].splits
+        self._resumed = [
+            ResumedSplit(one["train"], position.file, position.row)
+            for one, position in zip(sources, positions, strict=True)
+        ]
+        resumed: list[Splits] = [  # the other splits are empty
+            dict.fromkeys(one, tuple) | {"train": train}
+            for one, train in zip(sources, self._resumed, strict=True)
+        ]
+        self._splits = resumed[0]
         if mixed:
             self._splits = MixedSplits(
                 [
-                    replace(part, splits=resumed.splits, num_read_before=position.num_stories)
-                    for part, resumed, position in zip(mixed, self._resumed, positions, strict=True)
+                    replace(part, splits=one, num_read_before=position.num_stories)
+                    for part, one, position in zip(mixed, resumed, positions, strict=True)
                 ]
             )
 
@@ -121,20 +127,3 @@ class StoryStream:
                 for part, count in zip(self._resumed, counts, strict=True)
             ],
         )
-
-
-class _ResumedSplits:
-    """Splits of a source whose training split starts at a position; the other ones are empty."""
-
-    def __init__(self, splits: Splits, start: PartPosition) -> None:
-        self.file, self.row = start.file, start.row
-        read_train = splits["train"]
-        self._files: list[Callable[[], Iterable[str | None]]] = getattr(read_train, "files", [read_train])
-        self.splits: Splits = dict.fromkeys(splits, tuple) | {"train": self._read}
-
-    def _read(self) -> Iterator[str | None]:
-        while self.file < len(self._files):
-            for text in islice(self._files[self.file](), self.row, None):
-                self.row += 1
-                yield text
-            self.file, self.row = self.file + 1, 0
