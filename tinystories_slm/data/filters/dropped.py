@@ -17,6 +17,8 @@ from tinystories_slm.data.filters.duplicates import Leaks, find_duplicates
 from tinystories_slm.data.progress import Arrays, SaveArrays, compute_arrays, iter_segments
 
 _BATCH_STORIES = 4096
+# Memory: each story has up to 64 pairs for each of its 8-grams.
+_LEAK_BATCH_STORIES = 512
 _SCHEMA = pa.schema({"text": pa.string(), "rule": pa.string(), "row": pa.int64()})
 
 
@@ -130,7 +132,7 @@ def _find_leaks(training: Iterable[str], validation: Iterable[str], save: SaveAr
     index = cache(lambda: Leaks(validation))  # large, and not needed if all segments are saved
 
     def check(stories: Iterable[str]) -> Arrays:
-        leak = [index().check(batch) for batch in iter_batches(stories, _BATCH_STORIES)]
+        leak = [index().check(batch) for batch in iter_batches(stories, _LEAK_BATCH_STORIES)]
         return {"leak": np.concatenate(leak), "leaked": np.flatnonzero(index().leaked)}
 
     found = [

@@ -97,27 +97,20 @@ def find_duplicates(
 
     Two stories are near duplicates if 0.4 of 63 MinHash values agree; they are compared if one of 21 bands of
     3 values agrees. A pair of similarity 0.5 is compared with probability 0.94, of 0.6 with 0.99. A cluster
-    contains the near duplicates of its members. Time is linear in the number of stories; memory is 310 bytes
-    for each.
+    contains the near duplicates of its members. Time is linear in the number of stories; memory is about 200
+    bytes for each.
     """
-    num_bands = _NUM_HASHES // _ROWS_PER_BAND
-    bands = np.empty((num_bands, num_stories), dtype=np.uint64)
     signatures = np.empty((num_stories, _NUM_HASHES), dtype=np.uint16)
     whole = np.empty(num_stories, dtype=np.uint64)
     hasher, done = NgramHasher(DUPLICATE_NGRAM), 0
     for number, segment in enumerate(iter_segments(islice(stories, num_stories))):
         hashes = save(f"hashes-{number:05}", partial(_hash_segment, hasher, segment))
-        values = hashes["min_hashes"]
-        rows = slice(done, done + len(values))
-        # 16 bits of each value suffice: different ones agree in them once in 65,536 times.
-        signatures[rows] = values.astype(np.uint16)
-        for band in range(num_bands):
-            bands[band, rows] = _combine(values[:, band * _ROWS_PER_BAND : (band + 1) * _ROWS_PER_BAND])
-        whole[rows] = hashes["whole"]
-        done += len(values)
+        rows = slice(done, done + len(hashes["whole"]))
+        signatures[rows], whole[rows] = hashes["min_hashes"], hashes["whole"]
+        done += len(hashes["whole"])
     first = np.arange(num_stories)
-    for band in bands:
-        _join_clusters(first, band, signatures)
+    for start in range(0, _NUM_HASHES, _ROWS_PER_BAND):
+        _join_clusters(first, _combine(signatures[:, start : start + _ROWS_PER_BAND]), signatures)
     first = _find_roots(first)
     return Duplicates(first=first, is_exact=(whole == whole[first]) & (first != np.arange(num_stories)))
 
@@ -212,7 +205,7 @@ def _expand(
 
 
 def _hash_segment(hasher: NgramHasher, stories: Iterable[str]) -> Arrays:
-    """Return MinHash values, uint32 (num_stories, 63), and a hash of all words of each story, uint64."""
+    """Return MinHash values, uint16 (num_stories, 63), and a hash of all words of each story, uint64."""
     min_hashes, whole = [], []
     for batch in iter_batches(stories, _BATCH_STORIES):
         min_hashes.append(_min_hashes(hasher, batch))
@@ -221,14 +214,17 @@ def _hash_segment(hasher: NgramHasher, stories: Iterable[str]) -> Arrays:
 
 
 def _min_hashes(hasher: NgramHasher, stories: Sequence[str]) -> np.ndarray:
-    """Return MinHash values, uint32 (num_stories, 63)."""
+    """Return MinHash values, uint16 (num_stories, 63).
+
+    16 of their 32 bits suffice: different values agree in them once in 65,536 times.
+    """
     from rensa import RMinHash
 
     ngrams, starts = hasher.hash_stories(stories)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         ngrams, starts.astype(np.uint64), _NUM_HASHES, _SEED
     )
-    return np.array(matrix.to_rows(), dtype=np.uint32)
+    return np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint16)
 
 
 def _combine(values: np.ndarray) -> np.ndarray:
