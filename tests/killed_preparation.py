@@ -25,6 +25,7 @@ def use_small_segments(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "SEGMENT_STORIES", SEGMENT)
     for module in (dropped, duplicates):
         patch.setattr(module, "_BATCH_STORIES", SEGMENT // 2)
+    patch.setattr(dropped, "_LEAK_BATCH_STORIES", SEGMENT // 2)
     patch.setattr(story_files, "_ROW_GROUP_STORIES", SEGMENT // 2)
     patch.setattr(row_groups, "_SEGMENT_ROW_GROUPS", 2)
 
