@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from script_process import run_forked
 
 from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import TrainingInterrupted
@@ -100,14 +102,10 @@ def start_two_processes(arguments: list[str], cwd: Path, *, program: Path) -> li
 
     Their standard error is piped, as text.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-        **{"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "EXIT_CODES": str(cwd / "exit_codes")},
-        **{"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
-    }
+    environment = os.environ | _launch_environment(2) | {
+        **{"EXIT_CODES": str(cwd / "exit_codes"), "PYTHONPATH": str(ROOT)},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
     command = [program] if program.suffix == ".sh" else [sys.executable, program]
     processes: list[subprocess.Popen] = []
     for rank in ("0", "1"):
@@ -123,3 +121,31 @@ def start_two_processes(arguments: list[str], cwd: Path, *, program: Path) -> li
             )
         )
     return processes
+
+
+def run_launch(
+    command: Sequence[str | Path], num_processes: int, *, env: Mapping[str, str]
+) -> list[subprocess.CompletedProcess]:
+    """Run `script, *arguments` as the processes of a launch, forked and without a launcher."""
+    environment = os.environ | _launch_environment(num_processes) | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **env,
+    }  # fmt: skip
+
+    def run(rank: int) -> subprocess.CompletedProcess:
+        return run_forked(
+            command, ROOT, env=environment | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)), timeout=240
+        )
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        return list(pool.map(run, range(num_processes)))
+
+
+def _launch_environment(num_processes: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"},
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes)),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -16,7 +16,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
@@ -24,7 +23,7 @@ from tinystories_slm.config.sections import MAY_CHANGE_ON_EXTENSION, MAY_CHANGE_
 from tinystories_slm.data.prepare import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory, write_text
-from tinystories_slm.training.ema import EMA
+from tinystories_slm.training.checkpoint_tensors import TrainedState, read_whole, write_whole
 from tinystories_slm.training.retention import steps_to_delete
 
 logger = logging.getLogger(__name__)
@@ -76,27 +75,19 @@ class TrainState:
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
-    run_dir: Path,
-    progress: TrainState,
-    *,
-    args: CheckpointArgs,
-    ema: EMA | None = None,
+    state: TrainedState, run_dir: Path, progress: TrainState, *, args: CheckpointArgs
 ) -> Path:
     """Write the checkpoint of `progress.step` atomically, and delete those that `args` does not keep."""
+    accelerator = state.accelerator
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
         for leftover in folder.parent.glob("step_*.partial"):  # of a run that was killed during a save
             remove_directory(leftover)
     accelerator.wait_for_everyone()
-    # It warns about every tied weight that it does not write; loading ties them again.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    accelerator.save_state(str(partial))
+    write_whole(state, partial)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if ema:
-            ema.save(partial)
         record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
         record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
         (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -185,16 +176,14 @@ def read_progress(checkpoint: Path) -> TrainState:
         raise UserError(f"checkpoint {checkpoint} is damaged ({_CHECKPOINT}: {error})") from error
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None = None) -> None:
+def load_checkpoint(state: TrainedState, folder: Path) -> None:
     """Restore model, optimizers, gradient scaler and EMA, on every process.
 
     Raises:
         UserError: the weights have another shape, or a file cannot be read safely.
     """
     try:
-        accelerator.load_state(str(folder))
-        if ema:
-            ema.load(folder)
+        read_whole(state, folder)
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -202,7 +191,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None = No
             "--output_dir, delete the checkpoint to resume from the one before, or pass --train.resume never"
         ) from error
     # Accelerate's count of micro-batches. A checkpoint lies between batches, and the micro-batch may change.
-    accelerator.step = 0
+    state.accelerator.step = 0
 
 
 def check_same_run(config: RunConfig, run_dir: Path, *, may_change: Collection[str] = ()) -> None:

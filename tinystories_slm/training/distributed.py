@@ -15,14 +15,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
 )
 from torch import nn
 from torch.distributed import distributed_c10d
 
-from tinystories_slm.config import RunConfig, TrainArgs
+from tinystories_slm.config import RunConfig
 from tinystories_slm.errors import UserError
 from tinystories_slm.hardware.launch_env import (
     is_launched,
@@ -92,27 +91,7 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
         )
     check_sharding(accelerator)
     log_overridden_settings(runtime.precision)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        check_shardable(args)
     return accelerator, runtime
-
-
-def check_shardable(args: TrainArgs) -> None:
-    """Check that the options work with FSDP.
-
-    Raises:
-        UserError: names the alternatives.
-    """
-    if not optimizer_spec(args.optimizer).supports_fsdp:
-        raise UserError(
-            f"train.optimizer ({args.optimizer}): does not work with FSDP, which shards matrices and saves "
-            "one optimizer; use adamw, or configs/accelerate/gpu_8_ddp.yaml"
-        )
-    if args.ema_decay is not None:
-        raise UserError(
-            f"train.ema_decay ({args.ema_decay}) averages complete weights, but FSDP shards them; set it to "
-            "null, or use configs/accelerate/gpu_8_ddp.yaml"
-        )
 
 
 def _init_processes() -> PartialState:

@@ -363,7 +363,7 @@ def save(run: TrainingRun) -> None:
         if run.accelerator.is_main_process:
             save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
         args = run.config.train
-        save_checkpoint(run.accelerator, run.config.output_dir, progress, args=args, ema=run.ema)
+        save_checkpoint(run.state, run.config.output_dir, progress, args=args)
     progress.saving_seconds = run.stopwatch.paused_s
 
 

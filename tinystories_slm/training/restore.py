@@ -58,7 +58,7 @@ def restore_model_folder(config: RunConfig, folder: Path, step: int) -> bool:
     if not found or tokenizer_folder is None or manifest is None or verify_checkpoint(found[0]):
         return False
     weights = found[0] / (_WEIGHTS_FILE if config.train.ema_decay is None else EMA_FILE)
-    if not weights.is_file():  # sharded by FSDP
+    if not weights.is_file():  # sharded by FSDP, in an earlier version
         return False
     tokenizer = load_tokenizer(str(tokenizer_folder))
     model_config = config.model_config(

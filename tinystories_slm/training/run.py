@@ -32,6 +32,7 @@ from tinystories_slm.runs.records import entropy_per_token
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.runs.trackers import Tracker, tracker_options
 from tinystories_slm.training.builder import prepare_to_train
+from tinystories_slm.training.checkpoint_tensors import TrainedState
 from tinystories_slm.training.checkpoints import (
     TrainState,
     check_same_data,
@@ -129,6 +130,11 @@ class TrainingRun:
         self.watchdog = Watchdog(self.config.train.timeout_s, lambda: self.stopwatch.is_paused)
 
     @property
+    def state(self) -> TrainedState:
+        """The part of the run that a checkpoint holds beside `progress`."""
+        return TrainedState(self.accelerator, self.model, self.optimizers, self.ema)
+
+    @property
     def checks_grad_on_host(self) -> bool:
         """Whether to check the gradient norm on the host each step, which forces a device sync.
 
@@ -205,7 +211,7 @@ class TrainingRun:
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
         sharded model is gathered. Its configuration names the step, and the decay of the average.
         """
-        model = self.ema.model if self.ema else unsharded_copy(self.model)
+        model = self.ema.averaged_model() if self.ema else unsharded_copy(self.model)
         if self.ema:
             model.config.ema_decay = self.config.train.ema_decay
         model.config.training_step = self.progress.step
@@ -319,10 +325,10 @@ def _build_run(
     check_device(model, data.dataset, accelerator.device, runtime.precision)
     prepared_model, optimizers = prepare(accelerator, model, optimizers)
     if ema:
-        ema.model.to(accelerator.device)
+        ema.place_like(model)
     progress = TrainState(window_order=ORDER_VERSION)
     if checkpoint:
-        load_checkpoint(accelerator, checkpoint, ema)
+        load_checkpoint(TrainedState(accelerator, model, optimizers, ema), checkpoint)
         progress = read_progress(checkpoint)
         _check_window_order(progress, checkpoint)
     with translate_machine_errors(config, runtime):
