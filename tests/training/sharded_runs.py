@@ -7,11 +7,12 @@ import torch
 import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
-from training.helpers import EXACT_METRICS, load_weights, read_series, run_launch
+from training.helpers import EXACT_METRICS, assert_equal_tensors, load_weights, read_series, run_launch
 
 from tinystories_slm.config import RunConfig, save_config
 from tinystories_slm.training.checkpoints import checkpoints
 from tinystories_slm.training.ema import EMA_FILE
+from tinystories_slm.training.sharded_checkpoints import SHARDS
 
 FSDP2_ON_CPU = ROOT / "tests" / "training" / "fsdp2_on_cpu.py"
 
@@ -58,3 +59,10 @@ def assert_close_runs(actual: Path, expected: Path, *, rel: float) -> None:
         assert (tensor - others[name]).norm() <= rel * others[name].norm(), name
     for folder in ("best", "last"):
         assert load_weights(actual / folder).keys() == load_weights(expected / folder).keys()
+
+
+def assert_same_shards(one: Path, other: Path) -> None:
+    """Compare the newest sharded checkpoints of two runs bit by bit."""
+    folders = [checkpoints(run)[-1] / SHARDS for run in (one, other)]
+    for path in folders[0].iterdir():
+        assert_equal_tensors(load_file(folders[1] / path.name), load_file(path))

@@ -70,7 +70,8 @@ from tinystories_slm.training.run_folder import (
 from tinystories_slm.training.run_plan import log_run_plan
 from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import is_before_decay, peak_lr
-from tinystories_slm.training.sharding import unsharded_copy
+from tinystories_slm.training.sharded_checkpoints import CheckpointWriter
+from tinystories_slm.training.sharding import is_sharded, unsharded_copy
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.watchdog import Watchdog
 
@@ -103,6 +104,8 @@ class TrainingRun:
     display: ProgressDisplay
     peak_flops: PeakFlops
     """Peak FLOP/s of this process's device."""
+    writer: CheckpointWriter | None
+    """Writes sharded checkpoints in the background; None if checkpoints are whole."""
     lock: FileLock
     """Lock of the run directory, held until `close`."""
     started_s: float
@@ -236,6 +239,11 @@ class TrainingRun:
         return self.is_due(self.config.train.save_every) or is_kept or requested
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the session ends after this step."""
+        return self.progress.finished or self.stop_agreed
+
+    @property
     def kept_steps(self) -> KeptSteps:
         """The rules of `train.keep`."""
         return KeptSteps.parse(self.config.train.keep)
@@ -364,11 +372,21 @@ def _build_run(
                 end_s=None if args.max_minutes is None else started_s + 60 * args.max_minutes,
             ),
             peak_flops=peak,
+            writer=_checkpoint_writer(config, model),
             lock=lock,
             stop=StopRequest(stop_on_hangup=args.on_hangup == "stop" or is_launched()),
             started_s=started_s,
             timer_start_step=progress.step,
         )
+
+
+def _checkpoint_writer(config: RunConfig, model: TinyStoriesForCausalLM) -> CheckpointWriter | None:
+    if not config.train.sharded_checkpoints:
+        return None
+    if not is_sharded(model):
+        logger.info("train.sharded_checkpoints (True) has no effect: FSDP2 does not shard the model")
+        return None
+    return CheckpointWriter()
 
 
 def _check_window_order(progress: TrainState, checkpoint: Path) -> None:
