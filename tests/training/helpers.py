@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,15 +101,8 @@ def run_processes(
     script: Path, *arguments: str | Path, num_processes: int, env: Mapping[str, str] | None = None
 ) -> None:
     """Run `script` in the processes of a launch, which are forked with the libraries imported."""
-    environment = _launch_variables(num_processes) | {"PYTHONPATH": str(ROOT)} | dict(env or {})
-
-    def run(rank: str) -> subprocess.CompletedProcess:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank}
-        return run_forked([script, *arguments], ROOT, env=environment | ranks)
-
-    with ThreadPoolExecutor(num_processes) as threads:
-        for done in threads.map(run, map(str, range(num_processes))):
-            assert done.returncode == 0, done.stderr
+    for done in run_launch([script, *arguments], num_processes, env=env or {}):
+        assert done.returncode == 0, done.stderr
 
 
 def _launch_variables(num_processes: int) -> dict[str, str]:
@@ -148,3 +141,20 @@ def start_two_processes(arguments: list[str], cwd: Path, *, program: Path) -> li
             )
         )
     return processes
+
+
+def run_launch(
+    command: Sequence[str | Path], num_processes: int, *, env: Mapping[str, str]
+) -> list[subprocess.CompletedProcess]:
+    """Run `script, *arguments` as the processes of a launch, forked and without a launcher."""
+    environment = _launch_variables(num_processes) | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **env,
+    }  # fmt: skip
+
+    def run(rank: int) -> subprocess.CompletedProcess:
+        return run_forked(
+            command, ROOT, env=environment | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)), timeout=240
+        )
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        return list(pool.map(run, range(num_processes)))

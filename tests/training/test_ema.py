@@ -1,22 +1,18 @@
-"""EMA of the weights: its values, where it is saved, and the options that exclude it."""
+"""EMA of the weights: its values, and where it is saved."""
 
-import pytest
 import torch
 from conftest import tiny_model
 from safetensors.torch import load_file
 
-from tinystories_slm.config import TrainArgs
-from tinystories_slm.errors import UserError
 from tinystories_slm.training import train
 from tinystories_slm.training.checkpoints import checkpoints
-from tinystories_slm.training.distributed import check_shardable
 from tinystories_slm.training.ema import EMA, EMA_FILE, decay_at
 
 
 def test_ema_is_the_weighted_sum_of_all_weights_so_far():
     model, decay = tiny_model(), 0.5
     ema = EMA(model, decay)
-    weight, averaged = model.lm_head.weight, ema.model.lm_head.weight
+    weight, averaged = model.lm_head.weight, ema.averaged_model().lm_head.weight
     expected = weight.detach().double().clone()
     for step in range(1, 8):
         with torch.no_grad():
@@ -27,7 +23,7 @@ def test_ema_is_the_weighted_sum_of_all_weights_so_far():
 
     torch.testing.assert_close(averaged.double(), expected, rtol=0, atol=1e-5)
     assert (
-        averaged.data_ptr() == ema.model.model.embed_tokens.weight.data_ptr()
+        averaged.data_ptr() == ema.averaged_model().model.embed_tokens.weight.data_ptr()
     )  # tied weights are stored once
     assert averaged.dtype == torch.float32 and not averaged.requires_grad
 
@@ -58,11 +54,3 @@ def test_ema_is_saved_as_model_and_checkpoints_hold_both(tiny_run):
     assert all(torch.equal(weight, average[name]) for name, weight in last.items())
     assert any(not torch.equal(weight, trained[name]) for name, weight in last.items())
     assert not (newest_plain / EMA_FILE).exists()
-
-
-def test_ema_and_muon_with_fsdp_raise():
-    check_shardable(TrainArgs())
-    with pytest.raises(UserError, match=r"train.ema_decay \(0.99\).*FSDP.*null"):
-        check_shardable(TrainArgs(ema_decay=0.99))
-    with pytest.raises(UserError, match=r"train.optimizer \(muon\).*FSDP"):
-        check_shardable(TrainArgs(optimizer="muon"))

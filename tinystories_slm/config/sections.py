@@ -23,6 +23,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.eval_tasks",
     "train.save_every",
     "train.keep",
+    "train.sharded_checkpoints",
     "train.on_hangup",
     "train.per_device_batch_size",
     "train.compile",
@@ -367,6 +368,9 @@ class CheckpointArgs:
     the run (2 if not named). Each of the other rules keeps model folders such as steps/step_000512:
     `every:N`; `log`: steps 0, 1, 2, 4, 8, ...; `all`: whenever a checkpoint is saved; `512`: that step.
     `log:full` keeps the checkpoints of these steps too, to branch from."""
+    sharded_checkpoints: bool = False
+    """Each process of a model that FSDP2 shards writes its own part of a checkpoint, while the run goes on;
+    last/ is then written at the end only. Without FSDP2 it has no effect."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; `extend` trains
     a finished run on, to a larger `max_steps` or `max_minutes` (docs/longer.md); the path of a

@@ -2,21 +2,23 @@
 
 A checkpoint is written under a temporary name, synced to disk and renamed. `checkpoint.json` holds the
 `TrainState`, its SHA-256 and that of every other file, so that damage is detected. No file is unpickled:
-weights are safetensors, and `torch.load(weights_only=True)` reads the rest.
+weights are safetensors, and `torch.load(weights_only=True)` reads the rest. `checkpoint_tensors` has the
+whole files, `sharded_checkpoints` those of each process.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from tinystories_slm.config import RunConfig, flatten, load_config, to_dict
@@ -24,8 +26,9 @@ from tinystories_slm.config.sections import MAY_CHANGE_ON_EXTENSION, MAY_CHANGE_
 from tinystories_slm.data.token_files import Manifest
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import apply_umask, fsync_directory, remove_directory, write_text
-from tinystories_slm.training.ema import EMA
+from tinystories_slm.training.checkpoint_tensors import TrainedState, read_whole, write_whole
 from tinystories_slm.training.retention import steps_to_delete
+from tinystories_slm.training.sharded_checkpoints import CheckpointWriter, is_sharded_checkpoint, read_shards
 
 logger = logging.getLogger(__name__)
 
@@ -76,40 +79,55 @@ class TrainState:
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
+    state: TrainedState,
     run_dir: Path,
     progress: TrainState,
     *,
     args: CheckpointArgs,
-    ema: EMA | None = None,
-) -> Path:
-    """Write the checkpoint of `progress.step` atomically, and delete those that `args` does not keep."""
+    writer: CheckpointWriter | None = None,
+) -> None:
+    """Write the checkpoint of `progress.step` atomically, and delete those that `args` does not keep.
+
+    With `writer` the processes write their shards, and this returns as soon as they are copied. `writer.wait`
+    waits for the end.
+
+    Raises:
+        UserError: the previous checkpoint of `writer` could not be written.
+    """
+    if writer:
+        writer.wait()
+    accelerator = state.accelerator
     folder = run_dir / "checkpoints" / f"step_{progress.step:06d}"
     partial = folder.with_name(folder.name + ".partial")
     if accelerator.is_main_process:
         for leftover in folder.parent.glob("step_*.partial"):  # of a run that was killed during a save
             remove_directory(leftover)
     accelerator.wait_for_everyone()
-    # It warns about every tied weight that it does not write; loading ties them again.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    accelerator.save_state(str(partial))
+    complete = functools.partial(_complete, partial, deepcopy(progress), args)
+    if writer:
+        writer.start(state, partial, complete)
+        return
+    write_whole(state, partial)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if ema:
-            ema.save(partial)
-        record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
-        record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
-        (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         apply_umask(partial)
-        fsync_directory(partial)
-        remove_directory(folder)
-        partial.rename(folder)
-        fsync_directory(folder.parent)
-        by_step = {checkpoint_step(path): path for path in checkpoints(run_dir)}
-        for step in steps_to_delete(list(by_step), progress.step, args):
-            if step != progress.decay_step:
-                remove_directory(by_step[step])
-    return folder
+        complete()
+
+
+def _complete(partial: Path, progress: TrainState, args: CheckpointArgs) -> None:
+    """Write checkpoint.json, rename the folder, and delete the checkpoints that `args` does not keep."""
+    folder = partial.with_suffix("")
+    record = {"progress": asdict(progress), "sha256": _sha256_of_files(partial)}
+    record["sha256"][_CHECKPOINT] = _sha256_of_progress(record["progress"])
+    (partial / _CHECKPOINT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    fsync_directory(partial)
+    remove_directory(folder)
+    partial.rename(folder)
+    fsync_directory(folder.parent)
+    by_step = {checkpoint_step(path): path for path in checkpoints(folder.parent.parent)}
+    for step in steps_to_delete(list(by_step), progress.step, args):
+        if step != progress.decay_step:
+            remove_directory(by_step[step])
 
 
 def rewrite_progress(checkpoint: Path, progress: TrainState) -> None:
@@ -185,16 +203,15 @@ def read_progress(checkpoint: Path) -> TrainState:
         raise UserError(f"checkpoint {checkpoint} is damaged ({_CHECKPOINT}: {error})") from error
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None = None) -> None:
+def load_checkpoint(state: TrainedState, folder: Path) -> None:
     """Restore model, optimizers, gradient scaler and EMA, on every process.
 
     Raises:
         UserError: the weights have another shape, or a file cannot be read safely.
     """
     try:
-        accelerator.load_state(str(folder))
-        if ema:
-            ema.load(folder)
+        read = read_shards if is_sharded_checkpoint(folder) else read_whole
+        read(state, folder)
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -202,7 +219,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None = No
             "--output_dir, delete the checkpoint to resume from the one before, or pass --train.resume never"
         ) from error
     # Accelerate's count of micro-batches. A checkpoint lies between batches, and the micro-batch may change.
-    accelerator.step = 0
+    state.accelerator.step = 0
 
 
 def check_same_run(config: RunConfig, run_dir: Path, *, may_change: Collection[str] = ()) -> None:

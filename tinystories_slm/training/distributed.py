@@ -15,7 +15,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
 )
@@ -98,7 +97,6 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
     check_sharding(accelerator)
     log_overridden_settings(runtime.precision)
     if accelerator.distributed_type == DistributedType.FSDP:
-        check_shardable(args)
         accelerator.state.fsdp_plugin.mixed_precision_policy = sharding_precision(args, runtime.precision)
     return accelerator, runtime
 
@@ -110,24 +108,6 @@ def sharding_precision(args: TrainArgs, precision: str) -> MixedPrecisionPolicy:
     """
     param_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=_REDUCE_DTYPES[args.reduce_dtype])
-
-
-def check_shardable(args: TrainArgs) -> None:
-    """Check that the options work with FSDP.
-
-    Raises:
-        UserError: names the alternatives.
-    """
-    if not optimizer_spec(args.optimizer).supports_fsdp:
-        raise UserError(
-            f"train.optimizer ({args.optimizer}): does not work with FSDP, which shards matrices and saves "
-            "one optimizer; use adamw, or configs/accelerate/gpu_8_ddp.yaml"
-        )
-    if args.ema_decay is not None:
-        raise UserError(
-            f"train.ema_decay ({args.ema_decay}) averages complete weights, but FSDP shards them; set it to "
-            "null, or use configs/accelerate/gpu_8_ddp.yaml"
-        )
 
 
 def _init_processes() -> PartialState:

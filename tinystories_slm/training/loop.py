@@ -60,11 +60,12 @@ def train(config: RunConfig) -> Path:
         run.stop,
         run.watchdog,
         translate_machine_errors(config, run.runtime),
+        run.writer or contextlib.nullcontext(),
         saved_at_stream_error(run),
     ):
         if run.progress.step == 0:
             keep_step(run)
-        while not (run.progress.finished or run.stop_agreed):
+        while not run.is_ending:
             was_before_decay = run.is_before_decay
             update = train_step(run)
             sync_stop_condition(run)
@@ -130,21 +131,25 @@ def train_step(run: TrainingRun) -> dict[str, float | torch.Tensor]:
 
 
 def sync_stop_condition(run: TrainingRun) -> None:
-    """Synchronize elapsed time, requests to stop or save, and end of run over all processes.
+    """Synchronize elapsed time, requests to stop or save, failed writes and end of run over all processes.
 
     On several accelerators the all-reduce forces a device sync, so it runs only on logging steps and at
     the last step.
+
+    Raises:
+        UserError: a sharded checkpoint could not be written; raised on every process.
     """
     accelerator, args, progress = run.accelerator, run.config.train, run.progress
     is_last_step = progress.step >= args.max_steps
     reduce_forces_sync = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
     if reduce_forces_sync and not is_last_step and progress.step % args.log_every:
         return
-    seconds, estimated_final_seconds, stop_requests, save_requests = (
+    seconds, estimated_final_seconds, stop_requests, save_requests, failed_writes = (
         run.seconds,
         run.estimated_final_seconds,
         float(run.stop.received is not None),
         float(run.stop.hung_up),
+        float(run.writer is not None and run.writer.has_failed),
     )
     if save_requests:
         run.stop.hung_up = False
@@ -156,13 +161,16 @@ def sync_stop_condition(run: TrainingRun) -> None:
                 estimated_final_seconds if is_main else 0.0,
                 stop_requests,
                 save_requests,
+                failed_writes,
             ],
             # Other devices, such as MPS, have no float64.
             dtype=torch.float64 if accelerator.device.type in ("cpu", "cuda") else torch.float32,
             device=accelerator.device,
         )
         sums = accelerator.reduce(local, reduction="sum").tolist()
-        seconds, estimated_final_seconds, stop_requests, save_requests = sums
+        seconds, estimated_final_seconds, stop_requests, save_requests, failed_writes = sums
+    if failed_writes:
+        run.writer.wait()
     progress.seconds, run.stop_agreed, run.save_agreed = seconds, stop_requests > 0, save_requests > 0
     if progress.step <= progress.rewarm_step + args.warmup_steps:
         progress.warmup_seconds = seconds
@@ -351,19 +359,24 @@ def keep_step(run: TrainingRun) -> None:
 def save(run: TrainingRun) -> None:
     """Save the model to last/, and a checkpoint.
 
-    After skipped steps nothing is saved, unless the run ends here: the checkpoints from before them stay.
+    With `train.sharded_checkpoints` the processes write the checkpoint while the run goes on, and last/ is
+    saved at the end alone. After skipped steps nothing is saved, unless the run ends here: the checkpoints
+    from before them stay.
     """
     progress = run.progress
     progress.stream = run.dataset.stream_position(progress.step, run.config.train.batch_size)
     _flush_device_metrics(run)
-    if progress.consecutive_skipped_steps and not (progress.finished or run.stop_agreed):
+    if progress.consecutive_skipped_steps and not run.is_ending:
         return
     with run.stopwatch.paused():
-        model = run.eval_model()
-        if run.accelerator.is_main_process:
-            save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
+        if run.writer is None or run.is_ending:
+            model = run.eval_model()
+            if run.accelerator.is_main_process:
+                save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
         args = run.config.train
-        save_checkpoint(run.accelerator, run.config.output_dir, progress, args=args, ema=run.ema)
+        save_checkpoint(run.state, run.config.output_dir, progress, args=args, writer=run.writer)
+        if run.writer and run.is_ending:
+            run.writer.wait()
     progress.saving_seconds = run.stopwatch.paused_s
 
 

@@ -25,8 +25,6 @@ class OptimizerSpec:
     """Bytes of the optimizer's state, in memory and in a checkpoint."""
     supports_fp16: bool = True
     """Whether it works with the gradient scaler of fp16, which supports one optimizer."""
-    supports_fsdp: bool = True
-    """Whether it works with sharded weights, and Accelerate's FSDP, which saves one optimizer."""
     skips_on_device: bool = False
     """Whether `step()` reads the attribute `found_inf` on the device and then changes nothing, as torch's
     fused optimizers do. If not, the gradient norm is read on the host at every step."""
@@ -131,7 +129,6 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         width_exponent=-0.5,
         state_bytes=_muon_state_bytes,  # one momentum for each weight of the blocks' matrices
         supports_fp16=False,
-        supports_fsdp=False,
     ),
 }
 """Optimizers by the name in `train.optimizer`; docs/extending.md adds one."""

@@ -23,6 +23,7 @@ from tinystories_slm.training.checkpoints import (
     verify_checkpoint,
 )
 from tinystories_slm.training.ema import EMA_FILE
+from tinystories_slm.training.sharded_checkpoints import is_sharded_checkpoint, read_sharded_model
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,9 @@ def restore_model_folder(config: RunConfig, folder: Path, step: int) -> bool:
     manifest = run_dir.load_manifest()
     if not found or tokenizer_folder is None or manifest is None or verify_checkpoint(found[0]):
         return False
-    weights = found[0] / (_WEIGHTS_FILE if config.train.ema_decay is None else EMA_FILE)
-    if not weights.is_file():  # sharded by FSDP
+    averaged = config.train.ema_decay is not None
+    weights = found[0] / (EMA_FILE if averaged else _WEIGHTS_FILE)
+    if not (weights.is_file() or is_sharded_checkpoint(found[0])):  # sharded by FSDP, in an earlier version
         return False
     tokenizer = load_tokenizer(str(tokenizer_folder))
     model_config = config.model_config(
@@ -67,10 +69,13 @@ def restore_model_folder(config: RunConfig, folder: Path, step: int) -> bool:
         pad_token_id=tokenizer.pad_token_id,
     )
     model_config.training_data, model_config.training_step = training_data_record(manifest, run_dir), step
-    if config.train.ema_decay is not None:
+    if averaged:
         model_config.ema_decay = config.train.ema_decay
     model = TinyStoriesForCausalLM(model_config)
-    load_model(model, str(weights))
+    if weights.is_file():
+        load_model(model, str(weights))
+    else:
+        read_sharded_model(model, found[0], averaged=averaged)
     save_model_folder(model, tokenizer, folder)
     logger.warning("%s was missing; written again from %s", folder, found[0])
     return True

@@ -33,6 +33,7 @@ from tinystories_slm.runs.records import entropy_per_token
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.runs.trackers import Tracker, tracker_options
 from tinystories_slm.training.builder import prepare_to_train
+from tinystories_slm.training.checkpoint_tensors import TrainedState
 from tinystories_slm.training.checkpoints import (
     TrainState,
     check_same_data,
@@ -70,7 +71,8 @@ from tinystories_slm.training.run_folder import (
 from tinystories_slm.training.run_plan import log_run_plan
 from tinystories_slm.training.runtime import RuntimeSettings
 from tinystories_slm.training.schedule import is_before_decay, peak_lr
-from tinystories_slm.training.sharding import unsharded_copy
+from tinystories_slm.training.sharded_checkpoints import CheckpointWriter
+from tinystories_slm.training.sharding import is_sharded, unsharded_copy
 from tinystories_slm.training.signals import StopRequest
 from tinystories_slm.training.watchdog import Watchdog
 
@@ -103,6 +105,8 @@ class TrainingRun:
     display: ProgressDisplay
     peak_flops: PeakFlops
     """Peak FLOP/s of this process's device."""
+    writer: CheckpointWriter | None
+    """Writes sharded checkpoints in the background; None if checkpoints are whole."""
     lock: FileLock
     """Lock of the run directory, held until `close`."""
     started_s: float
@@ -128,6 +132,11 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         self.watchdog = Watchdog(self.config.train.timeout_s, lambda: self.stopwatch.is_paused)
+
+    @property
+    def state(self) -> TrainedState:
+        """The part of the run that a checkpoint holds beside `progress`."""
+        return TrainedState(self.accelerator, self.model, self.optimizers, self.ema)
 
     @property
     def checks_grad_on_host(self) -> bool:
@@ -206,7 +215,7 @@ class TrainingRun:
         It has the EMA of the weights if `train.ema_decay` is set. Every process must call this, because a
         sharded model is gathered. Its configuration names the step, and the decay of the average.
         """
-        model = self.ema.model if self.ema else unsharded_copy(self.model)
+        model = self.ema.averaged_model() if self.ema else unsharded_copy(self.model)
         if self.ema:
             model.config.ema_decay = self.config.train.ema_decay
         model.config.training_step = self.progress.step
@@ -229,6 +238,11 @@ class TrainingRun:
         step = self.progress.step
         is_kept = self.kept_steps.saves_checkpoint(step) or step == self.progress.decay_step
         return self.is_due(self.config.train.save_every) or is_kept or requested
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the session ends after this step."""
+        return self.progress.finished or self.stop_agreed
 
     @property
     def kept_steps(self) -> KeptSteps:
@@ -320,10 +334,10 @@ def _build_run(
     check_device(model, data.dataset, accelerator.device, runtime.precision)
     prepared_model, optimizers = prepare(accelerator, model, optimizers, reduce_dtype=args.reduce_dtype)
     if ema:
-        ema.model.to(accelerator.device)
+        ema.place_like(model)
     progress = TrainState(window_order=ORDER_VERSION)
     if checkpoint:
-        load_checkpoint(accelerator, checkpoint, ema)
+        load_checkpoint(TrainedState(accelerator, model, optimizers, ema), checkpoint)
         progress = read_progress(checkpoint)
         _check_window_order(progress, checkpoint)
     with translate_machine_errors(config, runtime):
@@ -359,11 +373,21 @@ def _build_run(
                 end_s=None if args.max_minutes is None else started_s + 60 * args.max_minutes,
             ),
             peak_flops=peak,
+            writer=_checkpoint_writer(config, model),
             lock=lock,
             stop=StopRequest(stop_on_hangup=args.on_hangup == "stop" or is_launched()),
             started_s=started_s,
             timer_start_step=progress.step,
         )
+
+
+def _checkpoint_writer(config: RunConfig, model: TinyStoriesForCausalLM) -> CheckpointWriter | None:
+    if not config.train.sharded_checkpoints:
+        return None
+    if not is_sharded(model):
+        logger.info("train.sharded_checkpoints (True) has no effect: FSDP2 does not shard the model")
+        return None
+    return CheckpointWriter()
 
 
 def _check_window_order(progress: TrainState, checkpoint: Path) -> None:
