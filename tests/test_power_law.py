@@ -37,6 +37,31 @@ def test_law_of_sizes_and_tokens_is_found():
         law.predict(parameters=1e7)
 
 
+def test_known_irreducible_loss_is_kept_and_needs_fewer_runs():
+    parameters, tokens = map(np.ravel, np.meshgrid(SIZES[::3], [1e6, 3e6, 9e6]))
+    with pytest.raises(UndeterminedLawError, match="3 different sizes; a fit needs at least 4"):
+        fit_power_law(parameters, tokens, loss(parameters, tokens))
+    law = fit_power_law(parameters, tokens, loss(parameters, tokens), irreducible=0.6)
+    assert (law.irreducible.low, law.irreducible.value, law.irreducible.high) == (0.6, 0.6, 0.6)
+    assert law.exponent("parameters").value == pytest.approx(0.35, rel=0.02)
+    assert law.exponent("tokens").value == pytest.approx(0.45, rel=0.02)
+    assert law.predict(parameters=1e7, tokens=2e7).value == pytest.approx(loss(1e7, 2e7), rel=1e-3)
+    with pytest.raises(UndeterminedLawError, match=r"a loss of .* is not above the known E, 2"):
+        fit_power_law(parameters, tokens, loss(parameters, tokens), irreducible=2.0)
+
+
+def test_errors_are_relative_to_the_loss():
+    """A run near E counts as much as one that is ten times above it."""
+    losses = 0.06 + 2e4 * SIZES**-0.9
+    assert losses[0] > 10 * losses[-1]
+    law = fit_power_law(
+        SIZES, EQUAL, losses * (1 + 0.02 * np.array([1, -1, 1, -1, 1, -1, 1, -1])), irreducible=0.06
+    )
+    errors = [law.predict(parameters=size).value / one - 1 for size, one in zip(SIZES, losses, strict=True)]
+    assert max(map(abs, errors)) < 0.02
+    assert law.noise[0] == pytest.approx(0.023, rel=0.1)
+
+
 @pytest.mark.parametrize(("runs", "least"), [(slice(None), 0.9), (slice(None, None, 2), 0.85)])
 def test_intervals_hold_the_truth_as_often_as_stated(monkeypatch, runs, least):
     """60 repetitions: eight sizes, or four with two seeds each."""
@@ -44,9 +69,9 @@ def test_intervals_hold_the_truth_as_often_as_stated(monkeypatch, runs, least):
     rng, held = np.random.default_rng(0), []
     parameters = np.repeat(SIZES[runs], 1 if least == 0.9 else 2)
     for seed in range(60):
-        noisy = loss(parameters) + 0.01 * rng.standard_normal(len(parameters))
+        noisy = loss(parameters) * (1 + 0.01 * rng.standard_normal(len(parameters)))
         law = fit_power_law(parameters, parameters * 0 + 1e6, noisy, seed=seed)
-        new = loss(2e7) + 0.01 * rng.standard_normal()
+        new = loss(2e7) * (1 + 0.01 * rng.standard_normal())
         truths = [0.35, 0.6, new]
         found = [law.exponent("parameters"), law.irreducible, law.predict(parameters=2e7)]
         held.append([one.low <= truth <= one.high for one, truth in zip(found, truths, strict=True)])

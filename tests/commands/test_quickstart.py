@@ -86,7 +86,7 @@ def flags(config_file) -> list[str]:
 def test_readme_uses_every_script(transcript):
     scripts = {path.name for path in (ROOT / "scripts").glob("*.py")}
     tested_elsewhere = {"story.py", "doctor.py", "report.py", "export.py", "push_to_hub.py"}
-    tested_elsewhere |= {"data_report.py", "report_card.py", "sweep.py", "serve.py", "demo.py"}
+    tested_elsewhere |= {"data_report.py", "report_card.py", "sweep.py", "scaling.py", "serve.py", "demo.py"}
     tested_elsewhere |= {"inspect_data.py", "surprisal.py", "exposure.py"}
     assert set(transcript) == scripts - tested_elsewhere
     assert "43,168 parameters" in transcript["train.py"].stderr

@@ -138,13 +138,13 @@ def test_every_shape_is_a_valid_model(shape):
 
 
 def test_the_law_fits_its_runs_and_foretells_larger_ones():
-    for name, bound in ((STORIES, 0.02), (BUILTIN, 0.12)):
+    for name, bound in ((STORIES, 0.02), (BUILTIN, 0.16)):
         law = load_laws()[name]
         errors = [law.bits_per_byte(size, tokens) / loss - 1 for size, tokens, loss in law.provenance["runs"]]
         assert max(map(abs, errors)) < bound
-        assert (sum(error**2 for error in errors) / len(errors)) ** 0.5 == pytest.approx(
-            law.relative_error, rel=1e-3
-        )
+        num_fitted = 4 if name == BUILTIN else 5
+        deviation = math.sqrt(sum(error**2 for error in errors) / (len(errors) - num_fitted))
+        assert deviation == pytest.approx(law.relative_error, rel=1e-3)
 
 
 def test_repeated_tokens_are_worth_less():
@@ -160,5 +160,5 @@ def test_a_damaged_file_of_laws_raises(tmp_path):
     path = tmp_path / "law.json"
     for text in ("", "[]", '{"stories": {"irreducible": 1}}'):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"law.json is not a file of laws \(.*planning_law.py"):
+        with pytest.raises(UserError, match=r"law.json\): is not a file of laws \(.*scripts/scaling.py"):
             load_laws(path)

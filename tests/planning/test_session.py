@@ -19,6 +19,7 @@ from tinystories_slm.config.parse import given_options
 from tinystories_slm.errors import TrainingInterrupted, UserError
 from tinystories_slm.planning import session
 from tinystories_slm.planning.choice import Measurement
+from tinystories_slm.planning.law import LAW_FILE, load_law
 from tinystories_slm.runs.run_dir import RunDir
 from tinystories_slm.training import train
 
@@ -34,9 +35,16 @@ def fake_machine(tokens_per_second: float):
     return measure
 
 
-def plan_again(*flags: str, minutes: float) -> RunConfig:
+def plan_again(*flags: str, minutes: float, law_file: Path | None = None) -> RunConfig:
     config, given = parse(RunConfig, flags), given_options(RunConfig, flags)
-    return session.plan_config(config, given, minutes)
+    return session.plan_config(config, given, minutes, law_file=law_file)
+
+
+def own_law(name: str, **changes) -> Path:
+    """Write the package's law of stories to mine.json as `name`, with changes."""
+    record = json.loads(LAW_FILE.read_text())["stories"] | changes
+    Path("mine.json").write_text(json.dumps({name: record}))
+    return Path("mine.json")
 
 
 @pytest.fixture
@@ -45,9 +53,11 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "_process_age_s", lambda: 0.0)
 
-    def configure(*flags: str, speed: float = 40_000, minutes: float = 10) -> RunConfig:
+    def configure(
+        *flags: str, speed: float = 40_000, minutes: float = 10, law_file: Path | None = None
+    ) -> RunConfig:
         monkeypatch.setattr(session, "measure", fake_machine(speed))
-        return plan_again(*flags, minutes=minutes)
+        return plan_again(*flags, minutes=minutes, law_file=law_file)
 
     return configure
 
@@ -79,6 +89,14 @@ def test_given_options_of_flags_and_files_stay(plan, tmp_path):
     assert config.train.optimizer == "muon"  # not given
 
 
+def test_own_law_plans_the_run(plan, tmp_path):
+    law_file = own_law("builtin", vocab_size=700, irreducible={"value": 2.0})
+    config = plan("--output_dir=runs/planned", law_file=law_file)
+
+    assert config.tokenizer.vocab_size == 700
+    assert json.loads(RunDir(config.output_dir).plan.read_text())["bits_per_byte"] > 2.0
+
+
 def test_stories_of_a_file_are_counted(plan, tmp_path):
     stories = "\n<|endoftext|>\n".join(f"story {number} " + "word " * 20 for number in range(9000))
     (tmp_path / "mine.txt").write_text(stories)
@@ -87,7 +105,7 @@ def test_stories_of_a_file_are_counted(plan, tmp_path):
     repeated = plan(*flags, "--output_dir=runs/more", speed=40_000, minutes=60)
     assert repeated.data.max_stories is None
     record = json.loads(RunDir(repeated.output_dir).plan.read_text())
-    fresh = session.load_laws()["stories"].bits_per_byte(
+    fresh = load_law("stories").bits_per_byte(
         record["candidates"][0]["num_parameters"], record["candidates"][0]["num_tokens"]
     )
     assert record["candidates"][0]["bits_per_byte"] > fresh + 0.01
@@ -98,6 +116,10 @@ def test_contradictions_are_rejected(plan, monkeypatch):
         plan("--train.max_minutes=3")
     with pytest.raises(UserError, match=r"must allow at least 50 optimizer steps"):
         plan(speed=10)
+    with pytest.raises(
+        UserError, match=r"law \(mine.json\): has no law of the built-in corpus, only stories"
+    ):
+        plan(law_file=own_law("stories"))
     with pytest.raises(UserError, match=r"minutes \(-1.0\): must be a number of minutes above 0; try 10"):
         parse(TrainCommandArgs, ["--minutes=-1"])
     monkeypatch.setattr(session, "num_launched_processes", lambda: 2)
@@ -129,7 +151,7 @@ def test_planned_run_is_resumed_on_a_slower_machine(plan, monkeypatch, caplog, t
 def test_commands_of_the_page_run(plan, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(session, "measure", fake_machine(20_000))
     page = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    block, _ = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     for command in block.splitlines():
         _, script, *flags = shlex.split(command.replace("roneneldan/TinyStories", "builtin"))
         run(Path(script).stem, [*flags, *TINY, "--train.max_steps=60"])

@@ -71,6 +71,10 @@ def test_interrupted_sweep_does_only_what_is_missing(args, commands, capsys):
     scores = json.loads((LARGE / "evaluation.json").read_text())
     row = rows()[LARGE.name]
     assert row["metrics"]["bits_per_byte"]["value"] == scores["bits_per_byte"] and row["steps"] == 200
+    assert row["vocab_size"] == 300 and row["entropy_bits_per_byte"] == scores["entropy_bits_per_byte"]
+    manifest = json.loads((LARGE / "manifest.json").read_text())["splits"]["train"]
+    assert row["unique_tokens"] == manifest["num_tokens"]
+    assert row["bytes_per_token"] == manifest["num_bytes"] / manifest["num_tokens"]
     assert [row["metrics"]["loss"][side] for side in ("low", "high")] == scores["intervals"]["loss"]
 
     commands.started.clear()

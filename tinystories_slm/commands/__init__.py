@@ -74,6 +74,11 @@ COMMANDS = {
         "tinystories_slm.config.command_args.sweep:SweepArgs",
         "train many models; table, heat map, power law",
     ),
+    "scaling": Command(
+        "tinystories_slm.planning.fit_command:fit_laws",
+        f"{_ARGS}.scaling:ScalingArgs",
+        "fit the law of the planner to a sweep",
+    ),
     "evaluate": Command(
         "tinystories_slm.evaluation.evaluate:evaluate",
         f"{_ARGS}.evaluate:EvaluateArgs",

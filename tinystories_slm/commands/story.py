@@ -23,7 +23,7 @@ def run_story(args: StoryArgs, given: Collection[str] = ()) -> str:
     config = use_own_folders(run_config_of(args))
     if args.minutes is not None:
         config = _use_folders_of_minutes(config, given, args.minutes)
-        config = plan_config(config, given, args.minutes, num_scored_after=EVAL_STORIES)
+        config = plan_config(config, given, args.minutes, num_scored_after=EVAL_STORIES, law_file=args.law)
     return run_quickstart(adopt_length(config, args.more, given))
 
 

@@ -18,5 +18,5 @@ def run_train(args: TrainCommandArgs, given: Collection[str]) -> Path:
     """
     config = run_config_of(args)
     if args.minutes is not None:
-        config = plan_config(config, given, args.minutes)
+        config = plan_config(config, given, args.minutes, law_file=args.law)
     return train(config)

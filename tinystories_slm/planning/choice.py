@@ -126,7 +126,7 @@ def model_options(shape: Shape) -> dict[str, Any]:
 
 def trial_options(shape: Shape) -> dict[str, Any]:
     """Return the options that decide the speed of a model of `shape`."""
-    options = _training_options(shape, 1000) | {"train.batch_size": _BATCHES[0][1]}
+    options = training_options(shape, 1000) | {"train.batch_size": _BATCHES[0][1]}
     return model_options(shape) | options
 
 
@@ -177,7 +177,7 @@ def choose_plan(
         )
     chosen = possible[0]
     tokens_per_step, num_steps = (of(chosen.num_tokens, fixed) for of in (_tokens_per_step, _num_steps))
-    options = model_options(chosen.shape) | _training_options(chosen.shape, num_steps)
+    options = model_options(chosen.shape) | training_options(chosen.shape, num_steps)
     options["train.batch_size"] = tokens_per_step // fixed.get("data.seq_len", SEQ_LEN)
     options["train.max_minutes"] = round((budget.seconds - budget.after_s(chosen.tokens_per_second)) / 60, 4)
     options["train.eval_every"] = options["train.save_every"] = max(
@@ -216,7 +216,7 @@ def _max_tokens(fixed: Mapping[str, Any]) -> float:
     return float(sequences * fixed.get("data.seq_len", SEQ_LEN))
 
 
-def _training_options(shape: Shape, num_steps: int) -> dict[str, Any]:
+def training_options(shape: Shape, num_steps: int) -> dict[str, Any]:
     """Return the recipe of docs/recipe.md for so many steps."""
     width = shape[1]
     narrow, wide = _LR_WIDTHS

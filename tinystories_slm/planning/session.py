@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,7 +33,7 @@ from tinystories_slm.planning.choice import (
     trial_options,
 )
 from tinystories_slm.planning.corpus import BUILTIN_BYTES_PER_STORY, StorySizes, read_sizes
-from tinystories_slm.planning.law import BUILTIN, STORIES, LossLaw, load_laws
+from tinystories_slm.planning.law import BUILTIN, STORIES, LossLaw, load_law
 from tinystories_slm.planning.probe import measure
 from tinystories_slm.runs.run_dir import RunDir, read_json_object
 from tinystories_slm.training.checkpoints import latest_valid_checkpoint, read_progress
@@ -50,7 +51,12 @@ _MAX_PROBE_SHARE = 0.1
 
 
 def plan_config(
-    config: RunConfig, given: Collection[str], minutes: float, *, num_scored_after: int = 0
+    config: RunConfig,
+    given: Collection[str],
+    minutes: float,
+    *,
+    num_scored_after: int = 0,
+    law_file: Path | None = None,
 ) -> RunConfig:
     """Return `config` with every option that is not in `given` chosen for `minutes` on this machine.
 
@@ -61,9 +67,11 @@ def plan_config(
         given: Names of the options that the command line sets.
         minutes: Time from the start of this process to the end of the command.
         num_scored_after: Stories that the command scores after training.
+        law_file: File of laws; None for that of this package.
 
     Raises:
-        UserError: the time or the memory is too small, an option contradicts it, or a launcher is used.
+        UserError: the time or the memory is too small, an option contradicts it, a launcher is used, or the
+            file has no law for the data.
     """
     if num_launched_processes() > 1:
         raise UserError(f"minutes ({minutes:g}): must be planned on one process; start it without a launcher")
@@ -77,11 +85,11 @@ def plan_config(
     found = run_dir.load_config()
     if found is not None and run_dir.plan.is_file() and config.train.resume != "never":
         found = replace_options(found, _options(config, {*given, "output_dir"}))
-        _log_rest(run_dir, found)
+        _log_rest(run_dir, found, law_file)
         return found
     tune_malloc()  # as a run does, whose steps are measured
     name = BUILTIN if find_source(config.data.source, config.data.subset).is_builtin_corpus else STORIES
-    law = load_laws()[name]
+    law = load_law(name, law_file)
     config = _with_vocabulary(config, law, given)
     plan, sizes = _choose(config, law, fixed, minutes, num_scored_after)
     options = dict(plan.options)
@@ -155,7 +163,7 @@ def describe_plan(plan: Plan, config: RunConfig, law: LossLaw, minutes: float) -
     return lines
 
 
-def _log_rest(run_dir: RunDir, config: RunConfig) -> None:
+def _log_rest(run_dir: RunDir, config: RunConfig, law_file: Path | None) -> None:
     """Log a new plan for the rest of a stopped run: steps and decay follow the clock of this machine."""
     newest = latest_valid_checkpoint(run_dir.path)
     progress = read_progress(newest) if newest else None
@@ -163,7 +171,7 @@ def _log_rest(run_dir: RunDir, config: RunConfig) -> None:
         return
     tune_malloc()
     planned = read_json_object(run_dir.plan)
-    law, now = load_laws()[planned["law"]], measure(config)
+    law, now = load_law(planned["law"], law_file), measure(config)
     left_s = max(0.0, 60 * config.train.max_minutes - progress.seconds)
     tokens_per_step = config.train.batch_size * config.data.seq_len
     num_steps = progress.step + int(left_s * now.tokens_per_second / tokens_per_step)

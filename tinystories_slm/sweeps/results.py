@@ -40,6 +40,13 @@ class SweepRow:
     steps: int | None = None
     tokens: int | None = None
     """Training tokens."""
+    vocab_size: int | None = None
+    unique_tokens: int | None = None
+    """Tokens of the training stories; more training tokens are repetitions."""
+    bytes_per_token: float | None = None
+    """Of the training stories."""
+    entropy_bits_per_byte: float | None = None
+    """Of the scored stories, if the grammar generates them."""
     metrics: Mapping[str, Measured] | None = None
     scored: tuple[Any, ...] | None = None
     """What identifies the scored stories: data, number of stories and bytes."""
@@ -122,6 +129,8 @@ def _read_row(args: SweepArgs, state: RunState) -> SweepRow:
     last = RunDir(state.path).read_metrics()[-1]
     return SweepRow(
         **row,
+        **_read_data(RunDir(state.path)),
+        entropy_bits_per_byte=scores.get("entropy_bits_per_byte"),
         num_parameters=scores["num_parameters"],
         num_non_embedding_parameters=scores["num_non_embedding_parameters"],
         steps=last["step"],
@@ -129,6 +138,19 @@ def _read_row(args: SweepArgs, state: RunState) -> SweepRow:
         metrics=_read_metrics(args, state),
         scored=(scores["data"], scores["revision"], scores["num_stories"], scores["num_bytes"]),
     )
+
+
+def _read_data(run_dir: RunDir) -> dict[str, Any]:
+    """Return the vocabulary and the size of the training stories of a run."""
+    manifest = run_dir.load_manifest()
+    if manifest is None:
+        return {}
+    train = manifest.splits["train"]
+    return {
+        "vocab_size": manifest.vocab_size,
+        "unique_tokens": train["num_tokens"],
+        "bytes_per_token": train["num_bytes"] / train["num_tokens"],
+    }
 
 
 def _read_metrics(args: SweepArgs, state: RunState) -> dict[str, Measured]:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tinystories_slm.power_law import Estimated, PowerLaw, UndeterminedLawError, fit_power_law
+from tinystories_slm.power_law import SYMBOLS, PowerLaw, UndeterminedLawError, fit_power_law
 from tinystories_slm.sweeps.grid import VARIANT
 from tinystories_slm.sweeps.results import SweepRow
 
 FITTED_METRICS = ("bits_per_byte", "text_bits_per_byte", "loss")
-_SYMBOLS = {"parameters": ("A", "N", "alpha"), "tokens": ("B", "D", "beta")}
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,11 @@ def describe_law(one: SweepLaw, metric: str) -> str:
     name = metric.replace("_", " ") + (f" of {one.variant}" if one.variant else "")
     if one.law is None:
         return f"No power law of {name}: {one.reason}."
-    law = one.law
-    formula = " + ".join(["E", *("{} / {}^{}".format(*_SYMBOLS[term]) for term in law.terms)])
-    values = [f"E = {_format(law.irreducible)}"]
-    for term in law.terms:
-        factor, _, exponent = _SYMBOLS[term]
-        values += [f"{exponent} = {_format(law.exponent(term))}", f"{factor} = {_format(law.factor(term))}"]
     largest = _double_size(one)
-    predicted = law.predict(**largest)
-    inputs = ", ".join(f"{_SYMBOLS[term][1]} = {value:,.0f}" for term, value in largest.items())
+    inputs = ", ".join(f"{SYMBOLS[term][1]} = {value:,.0f}" for term, value in largest.items())
     return (
-        f"Power law of {name}: L = {formula}, {law.num_runs} runs; {'; '.join(values)}; standard deviation "
-        f"of a run {law.noise[0]:.2g}. Predicted for a new run with {inputs}: {_format(predicted)}."
+        f"Power law of {name}: {one.law.describe()}. Predicted for a new run with {inputs}: "
+        f"{one.law.predict(**largest)}."
     )
 
 
@@ -74,13 +66,8 @@ def law_record(one: SweepLaw) -> dict[str, Any]:
     """Return the law as JSON types."""
     record: dict[str, Any] = {"variant": one.variant, "num_runs": len(one.rows), "reason": one.reason}
     if (law := one.law) is not None:
-        record |= {"irreducible": asdict(law.irreducible), "noise": float(law.noise[0])}
-        record["terms"] = {
-            term: {"exponent": asdict(law.exponent(term)), "factor": asdict(law.factor(term))}
-            for term in law.terms
-        }
         largest = _double_size(one)
-        record["prediction"] = {**largest, **asdict(law.predict(**largest))}
+        record |= law.record() | {"prediction": {**largest, **asdict(law.predict(**largest))}}
     return record
 
 
@@ -91,7 +78,3 @@ def _double_size(one: SweepLaw) -> dict[str, float]:
         "tokens": float(max(row.tokens for row in one.rows)),
     }
     return {term: values[term] for term in one.law.terms}
-
-
-def _format(estimate: Estimated) -> str:
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
