@@ -201,6 +201,7 @@ def test_help_states_defaults_and_units(script):
         "report_card.py": "Sample from the top_k most probable tokens",
         "demo.py": "Largest length that a visitor can set, in new tokens",
         "serve.py": "Completions that are generated at the same time",
+        "scaling.py": "largest budget (parameters times tokens)",
         "sweep.py": "Windows per forward pass",
     }
     assert expected.get(script, "Optimizer steps of linear warm-up") in " ".join(done.stdout.split())

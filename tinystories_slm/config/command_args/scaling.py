@@ -20,7 +20,7 @@ class ScalingArgs:
     output: Path = Path("runs/scaling/law.json")
     """File of laws to write; laws of other data in it stay."""
     plot: Path | None = None
-    """Picture to write (PNG); null for the name of `output` with the ending .png."""
+    """PNG picture to write; null for the name of `output` with the ending .png."""
     held_out_factor: float = 3.0
     """Check: predict the largest runs from the others, whose largest budget (parameters times tokens) is at
     least that of all runs divided by this."""
