@@ -4,7 +4,7 @@
 
 Two and four hosts are network namespaces of this machine (virtual_network.py), each with one torchrun and
 one process of a thread. The model is so small that the link decides. Writes benchmarks/results/network.json
-and a table of docs/scaling.md; `--quick` runs one row on few steps and writes nothing.
+and a table of docs/communication.md; `--quick` runs one row on few steps and writes nothing.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.runs.records import read_metrics
 from tinystories_slm.training.communication import Collective
 
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "communication.md"
 VOCAB_SIZE = 4096
 LOG_EVERY = 5
 TIMEOUT_S = 20

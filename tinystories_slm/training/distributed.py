@@ -63,7 +63,7 @@ _wrapped_models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _REDUCE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Gradients are views of the all-reduce buckets, so they are neither stored nor copied twice. The model has no
-# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/scaling.md.
+# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/communication.md.
 _DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 

@@ -207,7 +207,7 @@ def check_scaling(args: ScaleDoctorArgs) -> Iterator[Diagnostic]:
         "note",
         f"{format_flops(cluster.flops_per_second)} a process, "
         f"{cluster.link_bytes_per_s / 1e9:,.3g} GB/s a link, {args.hop_us:g} us a message; "
-        "nothing was measured (docs/scaling.md)",
+        "nothing was measured (docs/communication.md)",
     )
     for estimate in estimates:
         name = estimate.distribution

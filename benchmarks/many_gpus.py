@@ -1,10 +1,10 @@
 """Estimate a step on 1 to 1,024 GPUs, without one: memory, bytes, time. Writes a table and a picture.
 
-    python benchmarks/scaling.py
+    python benchmarks/many_gpus.py
 
 `scripts/doctor.py --world_size` counts the operations and bytes of a step and starts no process; the time
-follows from its assumptions (docs/scaling.md). Writes benchmarks/results/scaling.json, docs/scaling.png and
-the tables of docs/scaling.md.
+follows from its assumptions (docs/communication.md). Writes benchmarks/results/many_gpus.json, docs/many_gpus.png and
+the tables of docs/communication.md.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tinystories_slm.config.flags import to_flags
 from tinystories_slm.config.parse import parse
 from tinystories_slm.doctor.paper_step import count_ddp
 from tinystories_slm.doctor.resources import vocab_size
-from tinystories_slm.doctor.scaling import ScalingEstimate, cluster_of, estimate_scaling, estimate_step
+from tinystories_slm.doctor.many_gpus import ScalingEstimate, cluster_of, estimate_scaling, estimate_step
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import flops_per_token
 
-PAGE, PICTURE = ROOT / "docs" / "scaling.md", ROOT / "docs" / "scaling.png"
+PAGE, PICTURE = ROOT / "docs" / "communication.md", ROOT / "docs" / "many_gpus.png"
 WORLD_SIZES = [2**power for power in range(11)]
 SHOWN = (1, 8, 64, 256, 1024)
 MIN_GAIN = 1.5
@@ -52,9 +52,9 @@ def main() -> None:
         for each in estimate_scaling(scale_args(shape, size))
     ]
     batches = {name: [smallest_batch(shape, size) for size in SHOWN[1:]] for name, shape in SHAPES.items()}
-    write_result("scaling", provenance() | {"rows": rows, "smallest_batches": batches})
-    fill_table(PAGE, "benchmarks/scaling.py", table_of(rows))
-    fill_table(PAGE, "benchmarks/scaling.py, batch", batch_table(batches))
+    write_result("many_gpus", provenance() | {"rows": rows, "smallest_batches": batches})
+    fill_table(PAGE, "benchmarks/many_gpus.py", table_of(rows))
+    fill_table(PAGE, "benchmarks/many_gpus.py, batch", batch_table(batches))
     draw(rows)
 
 
