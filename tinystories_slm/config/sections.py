@@ -347,7 +347,7 @@ class RuntimeArgs:
     compiled."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type in which several processes sum their gradients; `bfloat16` halves the bytes of the sum, and
-    rounds each gradient before it (docs/scaling.md)."""
+    rounds each gradient before it (docs/communication.md)."""
     timeout_s: float = 90.0
     """Seconds without progress of any process after which a launch of several processes ends and names the
     process that holds it up. Evaluation, saving and waiting for a stream do not count."""

@@ -7,22 +7,25 @@ from dataclasses import asdict
 from functools import partial
 
 from tinystories_slm.config import RunConfig
-from tinystories_slm.config.command_args.doctor import DoctorArgs, ModelDoctorArgs
+from tinystories_slm.config.command_args.doctor import DoctorArgs, ModelDoctorArgs, ScaleDoctorArgs
 from tinystories_slm.doctor import dry_run, machine, numerics, resources
 from tinystories_slm.doctor.diagnostic import Diagnostic, DiagnosticCheck, run_check
 from tinystories_slm.doctor.model_check import check_model
+from tinystories_slm.doctor.many_gpus import check_scaling
 from tinystories_slm.hardware.device import training_device
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.io.atomic import write_output
 
-__all__ = ["Diagnostic", "DoctorArgs", "ModelDoctorArgs", "doctor", "run_diagnostics"]
+__all__ = ["Diagnostic", "DoctorArgs", "ModelDoctorArgs", "ScaleDoctorArgs", "doctor", "run_diagnostics"]
+
+DoctorOptions = DoctorArgs | ModelDoctorArgs | ScaleDoctorArgs
 
 
-def doctor(args: DoctorArgs | ModelDoctorArgs) -> None:
+def doctor(args: DoctorOptions) -> None:
     """Print each diagnostic as it arrives, then the number of problems; exit with 1 if there are any."""
     tune_malloc()  # a run does this too, and the checks time its steps
     diagnostics = []
-    for diagnostic in check_model(args) if isinstance(args, ModelDoctorArgs) else run_diagnostics(args):
+    for diagnostic in _diagnostics(args):
         print(diagnostic, flush=True)
         diagnostics.append(diagnostic)
     num_problems = sum(diagnostic.verdict == "PROBLEM" for diagnostic in diagnostics)
@@ -32,6 +35,12 @@ def doctor(args: DoctorArgs | ModelDoctorArgs) -> None:
     print(f"{num_problems} problem{'' if num_problems == 1 else 's'}")
     if num_problems:
         sys.exit(1)
+
+
+def _diagnostics(args: DoctorOptions) -> Iterator[Diagnostic]:
+    if isinstance(args, ModelDoctorArgs):
+        return check_model(args)
+    return check_scaling(args) if isinstance(args, ScaleDoctorArgs) else run_diagnostics(args)
 
 
 def run_diagnostics(config: RunConfig) -> Iterator[Diagnostic]:

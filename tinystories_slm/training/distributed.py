@@ -38,6 +38,12 @@ from tinystories_slm.training.accelerate_env import (
     translate_accelerate_errors,
     use_cpu,
 )
+from tinystories_slm.training.launch_check import (
+    JOIN_TIMEOUT,
+    check_first_host,
+    check_same_launch,
+    report_waiting,
+)
 from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.runtime import RuntimeSettings, resolve_runtime
 
@@ -57,7 +63,7 @@ _wrapped_models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _REDUCE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Gradients are views of the all-reduce buckets, so they are neither stored nor copied twice. The model has no
-# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/scaling.md.
+# buffers to broadcast. The bucket size is PyTorch's 25 MB: see docs/communication.md.
 _DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 
@@ -73,6 +79,7 @@ def build_accelerator(config: RunConfig, **options: Any) -> tuple[Accelerator, R
     """
     check_accelerate_env()
     args, state = config.train, _init_processes()
+    check_same_launch(config)
     runtime = resolve_runtime(config, state.device, state.num_processes)
     if not optimizer_spec(args.optimizer).supports_fp16 and runtime.precision == "fp16":
         raise UserError(
@@ -122,8 +129,13 @@ def _init_processes() -> PartialState:
     """
     _check_launch_variables()
     cpu = use_cpu() or not torch.accelerator.is_available()
-    with translate_accelerate_errors():
-        state = PartialState(cpu=cpu, timeout=_SETUP_TIMEOUT)
+    check_first_host()
+    with translate_accelerate_errors(), report_waiting():
+        state = PartialState(cpu=cpu, timeout=JOIN_TIMEOUT)
+    if torch.distributed.is_initialized():
+        # NCCL connects at the first collective operation, through the store.
+        distributed_c10d._get_default_store().set_timeout(_SETUP_TIMEOUT)
+        distributed_c10d._set_pg_timeout(_SETUP_TIMEOUT)
     launched = num_launched_processes()
     if state.num_processes != launched:
         raise UserError(
