@@ -3,8 +3,8 @@
     python benchmarks/many_gpus.py
 
 `scripts/doctor.py --world_size` counts the operations and bytes of a step and starts no process; the time
-follows from its assumptions (docs/communication.md). Writes benchmarks/results/many_gpus.json, docs/many_gpus.png and
-the tables of docs/communication.md.
+follows from its assumptions (docs/communication.md). Writes benchmarks/results/many_gpus.json,
+docs/many_gpus.png and the tables of docs/communication.md.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from harness import ROOT, fill_table, line_chart, markdown_table, provenance, wr
 from tinystories_slm.config.command_args.doctor import ScaleDoctorArgs
 from tinystories_slm.config.flags import to_flags
 from tinystories_slm.config.parse import parse
+from tinystories_slm.doctor.many_gpus import ScalingEstimate, cluster_of, estimate_scaling, estimate_step
 from tinystories_slm.doctor.paper_step import count_ddp
 from tinystories_slm.doctor.resources import vocab_size
-from tinystories_slm.doctor.many_gpus import ScalingEstimate, cluster_of, estimate_scaling, estimate_step
 from tinystories_slm.io.units import format_bytes
 from tinystories_slm.model_costs import flops_per_token
 

@@ -7,8 +7,8 @@ from conftest import ROOT, run_script
 
 from tinystories_slm.config.command_args.doctor import ScaleDoctorArgs, doctor_args
 from tinystories_slm.config.parse import parse
-from tinystories_slm.doctor.paper_step import StepCommunication, count_ddp, count_fsdp2
 from tinystories_slm.doctor.many_gpus import Cluster, cluster_of, estimate_scaling, estimate_step
+from tinystories_slm.doctor.paper_step import StepCommunication, count_ddp, count_fsdp2
 from tinystories_slm.errors import UserError
 from tinystories_slm.model_costs import num_parameters
 from tinystories_slm.training.communication import Collective, total_bytes

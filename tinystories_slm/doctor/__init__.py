@@ -10,8 +10,8 @@ from tinystories_slm.config import RunConfig
 from tinystories_slm.config.command_args.doctor import DoctorArgs, ModelDoctorArgs, ScaleDoctorArgs
 from tinystories_slm.doctor import dry_run, machine, numerics, resources
 from tinystories_slm.doctor.diagnostic import Diagnostic, DiagnosticCheck, run_check
-from tinystories_slm.doctor.model_check import check_model
 from tinystories_slm.doctor.many_gpus import check_scaling
+from tinystories_slm.doctor.model_check import check_model
 from tinystories_slm.hardware.device import training_device
 from tinystories_slm.hardware.malloc import tune_malloc
 from tinystories_slm.io.atomic import write_output

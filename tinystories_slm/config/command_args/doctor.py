@@ -44,7 +44,7 @@ class ModelDoctorArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleDoctorArgs(RunConfig):
-    """Estimate a training step of a configuration on many GPUs, without starting a process (docs/communication.md).
+    """Estimate a training step on many GPUs, without starting a process (docs/communication.md).
 
     The defaults are those of machines with eight H100 GPUs, at half of their published FLOP/s.
     """
