@@ -61,6 +61,19 @@ def test_bytes_follow_from_the_number_of_parameters():
     assert sum(each.num_bytes for each in sharded.forward) == 2 * num
 
 
+def test_sharded_muon_exchanges_the_matrices_of_the_blocks_twice():
+    args = scale_args("--train.optimizer=muon")
+    model_config = args.model_config(vocab_size=10_000)
+    [first, second] = [
+        each
+        for each in count_fsdp2(args, model_config, precision="no", world_size=8).update
+        if each.kind == "all_to_all"
+    ]
+    blocks = 8 * (4 * 256 * 256 + 2 * 256 * 1024)  # attention and feed-forward layer
+    assert first == second and first.num_bytes == 2 * blocks // 8
+    assert first.ring_bytes(8) == 7 / 8 * first.num_bytes
+
+
 def test_sharding_pads_where_processes_outnumber_rows():
     args = scale_args()
     model_config = args.model_config(vocab_size=10_000)

@@ -16,7 +16,6 @@ from tinystories_slm.doctor.resources import vocab_size
 from tinystories_slm.io.units import format_bytes, format_flops
 from tinystories_slm.model_costs import Memory, flops_per_token, num_parameters
 from tinystories_slm.training.communication import Collective, total_bytes
-from tinystories_slm.training.optimizers import optimizer_spec
 from tinystories_slm.training.runtime import estimate_memory, resolve_per_device_batch_size
 
 _GPU = torch.device("cuda")
@@ -135,7 +134,7 @@ class ScalingEstimate:
 
 
 def estimate_scaling(args: ScaleDoctorArgs) -> list[ScalingEstimate]:
-    """Estimate a step of `args`, with the complete model on each GPU and, if it can be, with a sharded one.
+    """Estimate a step of `args`, with the complete model on each GPU, and with a sharded one.
 
     Raises:
         UserError: the batch size is not divisible among the processes.
@@ -150,7 +149,7 @@ def estimate_scaling(args: ScaleDoctorArgs) -> list[ScalingEstimate]:
     alone = StepCommunication(forward=[], backward=[], gradients=[], update=[])
     ddp = count_ddp(config, model_config) if world_size > 1 else alone
     counted = {"DDP": (ddp, memory.total)}
-    if world_size > 1 and optimizer_spec(args.train.optimizer).supports_fsdp:
+    if world_size > 1:
         sharded = count_fsdp2(config, model_config, precision=precision, world_size=world_size)
         sharded_bytes = sharded_memory_bytes(
             memory,

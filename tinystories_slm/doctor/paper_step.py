@@ -37,7 +37,7 @@ class StepCommunication:
     gradients: list[Collective]
     """Of the last backward pass alone: the sum of gradients."""
     update: list[Collective]
-    """After it: the gradient norm."""
+    """After it: the gradient norm, and the matrices of Muon under FSDP2."""
 
     def collectives(self, num_micro_batches: int) -> list[Collective]:
         """Return all operations of a step."""
@@ -98,12 +98,20 @@ def count_fsdp2(
             loss.backward()
         with CommunicationCounter() as update:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.max_grad_norm)
+        if config.train.optimizer == "muon":
+            update.collectives += 2 * [_exchange_of_muon(model, world_size)]
     return StepCommunication(
         forward=forward.collectives,
         backward=[each for each in backward.collectives if each.kind == "all_gather"],
         gradients=[each for each in backward.collectives if each.kind != "all_gather"],
         update=update.collectives,
     )
+
+
+def _exchange_of_muon(model: TinyStoriesForCausalLM, world_size: int) -> Collective:
+    """Return one of the two exchanges of `matrix_exchange` in bfloat16, with the mean bytes of a process."""
+    num_weights = sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim == 2)
+    return Collective("all_to_all", 2 * num_weights // world_size)
 
 
 def _build_model(model_config: TinyStoriesConfig) -> TinyStoriesForCausalLM:

@@ -20,6 +20,7 @@ _KINDS = {
     "_reduce_scatter_base_": "reduce_scatter",
     "reduce_scatter_tensor": "reduce_scatter",
     "broadcast_": "broadcast",
+    "alltoall_base_": "all_to_all",
 }
 
 
@@ -27,9 +28,10 @@ class Collective(NamedTuple):
     """A collective operation, as every process of the group takes part in it."""
 
     kind: str
-    """`all_reduce`, `all_gather`, `reduce_scatter` or `broadcast`."""
+    """`all_reduce`, `all_gather`, `reduce_scatter`, `broadcast` or `all_to_all`."""
     num_bytes: int
-    """Bytes of the complete tensor: of the result of an all-gather, of the input of a reduce-scatter."""
+    """Bytes of the complete tensor: of the result of an all-gather, of the input of a reduce-scatter. Of an
+    all-to-all, those of this process."""
 
     def ring_bytes(self, world_size: int) -> float:
         """Bytes that each process sends in a ring of `world_size`.
