@@ -5,7 +5,8 @@
 
 The shape is that of configs/9m.yaml: 8 layers x 256, 8 heads, vocabulary 10,000, context 256. All generate
 from random weights; one row samples, all others are greedy; no text ends early. llama2.c is built by its own
-`make runomp` in a scratch folder and measures its own time; without --llama2c its row is omitted. Writes
+`make runomp` in a scratch folder and measures its own time: `run` in float32, and `runq`, which multiplies
+8-bit weights with 8-bit activations, in groups of 64. Without --llama2c these rows are omitted. Writes
 benchmarks/results/generate.json, docs/generate_speed.png and the table of docs/generation.md; on a GPU
 generate_cuda.json and its table. `--quick` runs everything in seconds and writes nothing.
 """
@@ -41,6 +42,7 @@ from transformers.utils import logging as transformers_logging
 from tinystories_slm.generation import SamplingParams
 from tinystories_slm.generation.decoder import resolve_backend
 from tinystories_slm.generation.slot_batch import decode
+from tinystories_slm.int8_weights import int8_rows, round_to_int8
 from tinystories_slm.model.configuration_tinystories import TinyStoriesConfig
 from tinystories_slm.model.modeling_tinystories import TinyStoriesForCausalLM
 
@@ -48,9 +50,12 @@ PAGE = ROOT / "docs" / "generation.md"
 PICTURE = ROOT / "docs" / "generate_speed.png"
 LAYERS, HIDDEN, HEADS, VOCAB, CONTEXT = 8, 256, 8, 10_000, 256
 PROMPT_LENGTH = 4
+GROUP_SIZE = 64
+"""Weights that share a scale in llama2.c; ours have a scale for each row."""
 GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams()
 GPT2_ONE, GPT2_MANY = "GPT2LMHeadModel.generate, 1 story", "GPT2LMHeadModel.generate, 32 stories"
 LLAMA2C = "llama2.c, OpenMP, 1 story"
+LLAMA2C_INT8 = "llama2.c, OpenMP, int8, 1 story"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("llama2.c is omitted; use --llama2c PATH")
         speeds = _measure(contenders, args.rounds, num_tokens)
     else:
-        with _llama2c_runner(args.llama2c) as llama2c:
-            speeds = _measure(contenders | {LLAMA2C: llama2c}, args.rounds, num_tokens)
+        with _llama2c_runners(args.llama2c) as llama2c:
+            speeds = _measure(contenders | llama2c, args.rounds, num_tokens)
     ratios = _ratios(speeds)
     table = _format_table(speeds, ratios)
     print(table)
@@ -119,12 +124,15 @@ def _build_contenders(many: int) -> dict[str, Callable[[int], float]]:
         name: type(model)(model.config).eval().to(torch.bfloat16)
         for name, model in (("theirs", theirs), ("gpt2", gpt2))
     }
+    int8 = _build_models()[2]
+    round_to_int8(int8)
     return {
         GPT2_ONE: partial(_transformers_loop, theirs, 1),
         "ours, gpt2, 1 story, transformers' loop": partial(_transformers_loop, gpt2, 1),
         "ours, gpt2, 1 story": partial(_ours, gpt2, 1, GREEDY),
         "ours, llama, 1 story": partial(_ours, llama, 1, GREEDY),
         "ours, gpt2, bfloat16, 1 story": partial(_ours, bf16["gpt2"], 1, GREEDY),
+        "ours, llama, int8, 1 story": partial(_ours, int8, 1, GREEDY),
         GPT2_MANY: partial(_transformers_loop, theirs, min(many, 32)),
         "GPT2LMHeadModel.generate, bfloat16, 32 stories": partial(
             _transformers_loop, bf16["theirs"], min(many, 32)
@@ -201,44 +209,69 @@ def _ours(model: PreTrainedModel, stories: int, sampling: SamplingParams, num_to
 
 
 @contextmanager
-def _llama2c_runner(checkout: Path) -> Iterator[Callable[[int], float]]:
-    """A function that runs llama2.c, built outside its checkout, with random weights in our llama shape."""
-    with tempfile.TemporaryDirectory() as scratch:
+def _llama2c_runners(checkout: Path) -> Iterator[dict[str, Callable[[int], float]]]:
+    """Functions that run llama2.c, built outside its checkout, with random weights in our llama shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         for name in ("Makefile", "run.c", "runq.c"):
             shutil.copy(checkout / name, scratch)
         subprocess.run(["make", "runomp"], cwd=scratch, check=True, capture_output=True)
-        weights, vocabulary = Path(scratch) / "random.bin", Path(scratch) / "vocabulary.bin"
-        _write_llama2c_weights(weights)
-        _write_llama2c_vocabulary(vocabulary)
-        arguments = [Path(scratch) / "run", weights, "-z", vocabulary, "-t", "0"]
+        _write_llama2c_weights(scratch / "run.bin")
+        _write_llama2c_int8_weights(scratch / "runq.bin")
+        _write_llama2c_vocabulary(scratch / "vocabulary.bin")
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 
-        def generate(num_tokens: int) -> float:
+        def generate(program: str, num_tokens: int) -> float:
+            arguments = [scratch / program, scratch / f"{program}.bin", "-z", scratch / "vocabulary.bin"]
             steps = str(PROMPT_LENGTH + num_tokens)
-            text = run_process([*arguments, "-n", steps], cwd=Path(scratch), env=threads).text
+            text = run_process([*arguments, "-t", "0", "-n", steps], cwd=scratch, env=threads).text
             return float(re.search(r"achieved tok/s: ([0-9.]+)", text)[1])
 
-        yield generate
+        yield {LLAMA2C: partial(generate, "run"), LLAMA2C_INT8: partial(generate, "runq")}
 
 
 def _write_llama2c_weights(path: Path) -> None:
     """Write its first file format: seven sizes, then the matrices by kind, each kind for all layers."""
-    config = TinyStoriesConfig(hidden_size=HIDDEN, family="llama")
-    inner, head_dim = config.intermediate_size, HIDDEN // HEADS
-    generator = torch.Generator().manual_seed(0)
-    embedding = torch.randn(VOCAB, HIDDEN, generator=generator)
-    embedding[1] = 0.0  # so that its stop token never has the highest logit
-    square = (LAYERS, HIDDEN, HIDDEN)
+    embedding, generator = _random_embedding(), torch.Generator().manual_seed(1)
+    norms = (LAYERS, HIDDEN)
+    attention, [gate, down, up] = [(LAYERS, HIDDEN, HIDDEN)] * 4, _feed_forward_shapes()
+    tables = (CONTEXT, HIDDEN // HEADS // 2)  # of angles, which it skips
     with path.open("wb") as file:
-        file.write(struct.pack("7i", HIDDEN, inner, LAYERS, HEADS, HEADS, VOCAB, CONTEXT))
-        file.write((0.02 * embedding).numpy().tobytes())
-        tables = (CONTEXT, head_dim // 2)  # of angles, which it skips
-        for shape in (
-            *((LAYERS, HIDDEN), square, square, square, square, (LAYERS, HIDDEN)),
-            *((LAYERS, inner, HIDDEN), (LAYERS, HIDDEN, inner), (LAYERS, inner, HIDDEN), (HIDDEN,)),
-            *(tables, tables),
-        ):
+        file.write(struct.pack("7i", *_llama2c_sizes()))
+        file.write(embedding.numpy().tobytes())
+        for shape in (norms, *attention, norms, gate, down, up, (HIDDEN,), tables, tables):
             file.write((0.02 * torch.randn(shape, generator=generator)).numpy().tobytes())
+
+
+def _write_llama2c_int8_weights(path: Path) -> None:
+    """Write its second file format: a header, the norms, then integers and scales of each matrix."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [*[(LAYERS, HIDDEN, HIDDEN)] * 4, *_feed_forward_shapes()]
+    with path.open("wb") as file:
+        header = struct.pack("<Ii7iBi", 0x616B3432, 2, *_llama2c_sizes(), 1, GROUP_SIZE)
+        file.write(header.ljust(256, b"\0"))
+        file.write((0.02 * torch.randn((2 * LAYERS + 1) * HIDDEN, generator=generator)).numpy().tobytes())
+        layers = (layer for shape in shapes for layer in torch.randn(shape, generator=generator))
+        matrices = (0.02 * layer for layer in layers)
+        for matrix in (_random_embedding(), *matrices):
+            for part in int8_rows(matrix.reshape(-1, GROUP_SIZE)):
+                file.write(part.numpy().tobytes())
+
+
+def _llama2c_sizes() -> tuple[int, ...]:
+    inner = TinyStoriesConfig(hidden_size=HIDDEN, family="llama").intermediate_size
+    return HIDDEN, inner, LAYERS, HEADS, HEADS, VOCAB, CONTEXT
+
+
+def _feed_forward_shapes() -> list[tuple[int, ...]]:
+    inner = _llama2c_sizes()[1]
+    return [(LAYERS, inner, HIDDEN), (LAYERS, HIDDEN, inner), (LAYERS, inner, HIDDEN)]
+
+
+def _random_embedding() -> torch.Tensor:
+    embedding = 0.02 * torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0))
+    embedding[1] = 0.0  # so that its stop token never has the highest logit
+    return embedding
 
 
 def _write_llama2c_vocabulary(path: Path) -> None:
@@ -257,7 +290,8 @@ def _ratios(speeds: dict[str, Stats]) -> dict[str, Stats]:
         if not name.startswith("ours"):
             continue
         one = name.split(", transformers'")[0].endswith("1 story")
-        for peer in (GPT2_ONE, LLAMA2C) if one else (GPT2_MANY,):
+        llama2c = LLAMA2C_INT8 if "int8" in name else LLAMA2C
+        for peer in (GPT2_ONE, llama2c) if one else (GPT2_MANY,):
             if peer in speeds:
                 ratios[f"{name} / {peer}"] = speed.ratio_to(speeds[peer])
     return ratios
@@ -267,7 +301,7 @@ def _format_table(speeds: dict[str, Stats], ratios: dict[str, Stats]) -> str:
     rows = []
     for name, speed in speeds.items():
         cells = []
-        for peers in ((GPT2_ONE, GPT2_MANY), (LLAMA2C,)):
+        for peers in ((GPT2_ONE, GPT2_MANY), (LLAMA2C, LLAMA2C_INT8)):
             found = [ratios[f"{name} / {peer}"] for peer in peers if f"{name} / {peer}" in ratios]
             cells.append(found[0].text("{:.2f}") if found else "")
         rows.append([name, speed.text(), *cells])
