@@ -4,7 +4,7 @@
 #                     torch (see install.py)
 # make test           run the tests, without those that are marked slow
 # make test-all       run all tests but those of a real Slurm
-# make test-weekly    execute the notebooks, with the answers to their exercises
+# make test-weekly    run the tests that take longest; execute the notebooks, with the answers to their exercises
 # make test-slurm     run those of the job scripts on a real Slurm, which mostly wait
 # make lint           check style and import rules
 # make test-lowest    run the tests that depend on other libraries, on the lowest versions in setup.cfg
@@ -54,7 +54,7 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(BIN)/python $(PYTEST) --ignore $(smoke) --ignore $(cluster) -m 'not weekly' --durations 25 $(order)
 
-# The execution of the notebooks takes minutes and depends on little else.
+# They take minutes and depend on little else.
 test-weekly: .venv/installed-dev
 	$(BIN)/python -m pytest -m weekly
 

@@ -332,7 +332,7 @@ def test_unavailable_model_raises_a_one_line_error(args, message):
 
 
 def test_revision_of_a_local_folder_is_rejected(odd):
-    with pytest.raises(UserError, match=r"revision \(v1\) requires a Hub model, .* is a folder"):
+    with pytest.raises(UserError, match=r"revision \(v1\) requires a Hub model, and model .* is local"):
         load_model_folder(str(odd[0]), revision="v1")
 
 

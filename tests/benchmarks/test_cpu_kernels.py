@@ -11,6 +11,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.weekly
 def test_quick_benchmark_compares_a_compiler_with_pytorch(capsys):
     main(["--quick"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]

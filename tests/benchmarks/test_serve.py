@@ -8,7 +8,7 @@ from harness import Stats
 from tinystories_slm.model_folder import save_model_folder
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_quick_benchmark_measures_each_server(tokenizer, tmp_path, capsys):
     """Three servers in processes of their own."""
     pytest.importorskip("fastapi", reason="pip install 'tinystories_slm[serve]'")

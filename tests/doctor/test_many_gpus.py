@@ -74,6 +74,7 @@ def test_sharded_muon_exchanges_the_matrices_of_the_blocks_twice():
     assert first.ring_bytes(8) == 7 / 8 * first.num_bytes
 
 
+@pytest.mark.weekly
 def test_sharding_pads_where_processes_outnumber_rows():
     args = scale_args()
     model_config = args.model_config(vocab_size=10_000)

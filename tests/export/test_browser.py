@@ -290,6 +290,7 @@ def _sampling_distribution(
     return TopPLogitsWarper(top_p)(None, scores).softmax(dim=-1)[0]
 
 
+@pytest.mark.weekly
 def test_page_generates_the_text_of_a_gpt2_model(
     exported, original, story_tokenizer, local_site, server, visitor
 ):

@@ -64,7 +64,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
+# Compilation of the other variant takes a minute.
+WEEKLY = {"compiled": [pytest.mark.weekly]}
+
+
+@pytest.mark.parametrize(
+    "flags", [pytest.param(flags, id=name, marks=WEEKLY.get(name, [])) for name, flags in VARIANTS.items()]
+)
 def test_run_stopped_by_signals_is_bit_identical(flags, two_epochs, monkeypatch, fault):
     if "--train.compile" in flags and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")

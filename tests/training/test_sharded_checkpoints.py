@@ -92,7 +92,7 @@ def test_four_processes_save_and_two_three_and_one_resume(tiny_run):
     assert_close_runs(saved["sharded"], alone, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_steps_go_on_while_a_checkpoint_is_written(tiny_run, program):
     waits = (
         "start_s = time.monotonic()\n"

@@ -1,8 +1,10 @@
 """A process that stops, hangs or dies in a launch of two: who is named, and how the launch ends."""
 
 import json
+import os
 import re
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,3 +153,38 @@ def test_waiting_for_a_stream_is_published_as_a_pause(monkeypatch):
     watchdog._publish(3)
     # The first step, which may compile, is a pause as well.
     assert [beat.is_paused for beat in published] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["blocked", "lost"])
+def test_a_store_that_does_not_answer_ends_the_process(monkeypatch, capfd, is_lost):
+    """As on a host that is cut off from that of the first process, or after the first process has ended."""
+    ended, num_calls, beats = (
+        threading.Event(),
+        [],
+        [[0, 0, 5, False, "host0", 7], [0, 0, 5, False, "host1", 8]],
+    )
+
+    def multi_get(keys):
+        num_calls.append(len(keys))
+        if len(num_calls) > 3:
+            if is_lost:
+                raise RuntimeError("Connection reset by peer")
+            ended.wait(60)
+        return [json.dumps([len(num_calls), len(num_calls), *beat[2:]]) for beat in beats]
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+        watchdog._stop.set()
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr("tinystories_slm.training.watchdog._GRACE_S", 0)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    watchdog = Watchdog(0.4, lambda: False)
+    watchdog._store = SimpleNamespace(set=lambda key, text: None, multi_get=multi_get)
+    threading.Thread(target=watchdog._exchange_heartbeats, daemon=True).start()
+    watchdog._watch()
+    assert codes == [69] and num_calls == [2] * 4
+    assert "waiting for process 0 on host0 (pid 7) at step 5; the run ends" in capfd.readouterr().err

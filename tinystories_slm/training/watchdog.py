@@ -96,18 +96,23 @@ class Watchdog:
     still run print their stacks, and every process ends with exit code 69.
 
     The processes exchange heartbeats through the store of the process group, so the thread neither needs a
-    collective operation nor disturbs one. A launch of one process has no watchdog.
+    collective operation nor disturbs one. A call of the store does not return if the host of the first
+    process is cut off from the network, so another thread makes the calls. A launch of one process has no
+    watchdog.
     """
 
     def __init__(self, timeout_s: float, is_paused: Callable[[], bool]) -> None:
         self._timeout_s = timeout_s
         self._is_paused = is_paused
+        self._interval_s = min(1.0, timeout_s / 8)
         self._num_advances, self._step = 0, 0
         self._first_step: int | None = None
         self._is_waiting = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._store: torch.distributed.Store | None = None
+        self._heartbeats: dict[int, Heartbeat] = {}
+        self._num_exchanges, self._is_store_lost = 0, False
 
     def advance(self, step: int) -> None:
         """Count a micro-batch of the step after `step`."""
@@ -128,6 +133,7 @@ class Watchdog:
             self._store = distributed_c10d._get_default_store().clone()
             self._store.set_timeout(timedelta(seconds=self._timeout_s))
             self._publish(num_beats=0)  # before a fault of the loop can stop the thread
+            threading.Thread(target=self._exchange_heartbeats, name="heartbeats", daemon=True).start()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -137,21 +143,27 @@ class Watchdog:
         if self._thread:
             self._thread.join(timeout=self._timeout_s)
 
+    def _exchange_heartbeats(self) -> None:
+        """Publish and read heartbeats."""
+        keys = [f"watchdog/{rank}" for rank in range(torch.distributed.get_world_size())]
+        try:
+            while not self._stop.wait(self._interval_s):
+                self._publish(self._num_exchanges + 1)
+                published = self._store.multi_get(keys)
+                self._num_exchanges += 1
+                self._heartbeats = {i: Heartbeat(*json.loads(text)) for i, text in enumerate(published)}
+        except RuntimeError:  # the first process, which holds the store, has ended
+            self._is_store_lost = True
+
     def _watch(self) -> None:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        detector = StallDetector(self._timeout_s)
-        keys = [f"watchdog/{each}" for each in range(world_size)]
-        num_beats = 0
-        while not self._stop.wait(min(1.0, self._timeout_s / 8)):
-            num_beats += 1
-            try:
-                self._publish(num_beats)
-                published = self._store.multi_get(keys)
-            except RuntimeError:  # the first process holds the store
-                stalled = [0]
-            else:
-                heartbeats = {i: Heartbeat(*json.loads(text)) for i, text in enumerate(published)}
-                stalled = detector.update(heartbeats, time.monotonic())
+        detector, store = StallDetector(self._timeout_s), StallDetector(self._timeout_s)
+        while not self._stop.wait(self._interval_s):
+            now_s = time.monotonic()
+            # The exchange of this process counts as a heartbeat of the first one, which holds the store.
+            exchange = Heartbeat(self._num_exchanges, 0, 0, True, "", 0)
+            stalled = [0] if self._is_store_lost else store.update({0: exchange}, now_s)
+            stalled = stalled or detector.update(self._heartbeats, now_s)
             if stalled and not self._stop.is_set():
                 self._end_process(rank, world_size, stalled, detector)
 
