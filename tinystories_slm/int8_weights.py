@@ -1,7 +1,7 @@
 """Matrices with 8 bits a weight and one scale a row, as `--dtype int8` uses them.
 
-The model keeps float32 tensors with the rounded values, so every loop computes with the same numbers. The CPU
-kernel of a single sequence reads the 8-bit integers, a quarter of the bytes.
+The model keeps float32 tensors with the rounded values, so every loop computes with the same weights. The CPU
+kernel of a single sequence multiplies the integers with activations of 12 bits.
 """
 
 import torch

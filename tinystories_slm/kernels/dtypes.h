@@ -29,8 +29,6 @@ static inline elem_t from_float(float x) { return x; }
 
 #ifdef INT8
 typedef int8_t weight_t;
-static inline float weight_to_float(weight_t x) { return x; }
 #else
 typedef elem_t weight_t;
-static inline float weight_to_float(weight_t x) { return to_float(x); }
 #endif

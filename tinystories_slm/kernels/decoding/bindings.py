@@ -47,7 +47,7 @@ LANES = 16
 def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Load the kernels for weights and cache of `dtype`; None if `compile_library` cannot build them.
 
-    With int8, only the matrices of `next_logits` are integers, and all else is float32.
+    With int8, the matrices of `next_logits` are integers, and cache and other tensors float32.
     """
     library = compile_library(_SOURCE, dtype, math_flags=("-ffast-math",))
     return library and _set_argtypes(library)
