@@ -75,7 +75,7 @@ def kill_node(node: subprocess.Popen) -> None:
     node.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_node_is_lost_and_another_joins(tiny_run, tmp_path, fault):
     flags = ("--train.per_device_batch_size", "4", "--train.max_steps", "18")
     alone = train(tiny_run(*flags, name="alone"))

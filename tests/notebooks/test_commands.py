@@ -21,7 +21,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_commands_run_in_the_kernel_of_a_notebook(tmp_path):
     cells = [
         "import asyncio\nfrom tinystories_slm.commands import run",

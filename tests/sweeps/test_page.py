@@ -45,7 +45,7 @@ def test_commands_of_the_page_are_those_that_are_tested():
     assert len(COMMANDS) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_first_sweep_of_the_page_trains_four_models(work, commands, capsys):
     [line] = [line for line in COMMANDS if line.endswith("tiny.yaml")]
     run("sweep", shlex.split(line)[2:])

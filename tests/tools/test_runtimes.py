@@ -107,7 +107,7 @@ def test_custom_compiles_without_a_graph_break_and_generates_the_same(family):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the prompt, one token
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.compiler
 def test_custom_compiled_by_inductor_generates_the_same():
     model = tiny_model(vocab_size=101, pad_token_id=1, **FAMILIES["llama, qk_norm, untied"])

@@ -64,8 +64,8 @@ VARIANTS = {
 }
 
 
-# Compilation of the other variant takes a minute.
-WEEKLY = {"compiled": [pytest.mark.weekly]}
+# Compilation takes a minute.
+WEEKLY = {name: [pytest.mark.weekly] for name in ("compiled", "compiled, bf16")}
 
 
 @pytest.mark.parametrize(
