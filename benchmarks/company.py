@@ -67,17 +67,33 @@ class Run:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=log, stderr=log
             )
+
+    def wait_for_step(self) -> None:
+        """Wait for the first step, and stop the process."""
         while self.tokens() == 0:
-            if self._process.poll() is not None:
-                raise SystemExit(f"error: a run ended: {self._log.read_text()}")
+            self._check()
             time.sleep(0.2)
         self._process.send_signal(signal.SIGSTOP)
+
+    def next_step(self) -> tuple[int, float]:
+        """Wait for the end of a step; return the tokens until then and the time."""
+        before = self.tokens()
+        while (tokens := self.tokens()) == before:
+            self._check()
+            time.sleep(0.002)
+        return tokens, time.perf_counter()
+
+    def _check(self) -> None:
+        if self._process.poll() is not None:
+            raise SystemExit(f"error: a run ended: {self._log.read_text()}")
 
     def tokens(self) -> int:
         """Return the tokens of the last step whose line is in the metrics file."""
         if not self._metrics.exists():
             return 0
-        lines = self._metrics.read_bytes()[-_TAIL_BYTES:].splitlines(keepends=True)[1:]
+        with self._metrics.open("rb") as file:
+            file.seek(max(0, self._metrics.stat().st_size - _TAIL_BYTES))
+            lines = file.read().splitlines(keepends=True)[1:]
         steps = [json.loads(line) for line in lines if line.endswith(b"\n") and b"train/loss" in line]
         return steps[-1]["tokens"] if steps else 0
 
@@ -110,11 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = _training_flags(Path(scratch), args.mixed_precision)
         runs = {}
         for number, setting in enumerate(args.settings):
-            runs[setting] = [
-                Run(flags, Path(scratch) / f"run_{number}_{copy}", SETTINGS[setting]) for copy in range(2)
-            ]
-            for run in runs[setting]:
+            runs[setting] = []
+            for copy in range(2):
+                run = Run(flags, Path(scratch) / f"run_{number}_{copy}", SETTINGS[setting])
                 stack.callback(run.end)
+                run.wait_for_step()
+                runs[setting].append(run)
         contenders = {}
         for setting, (first, second) in runs.items():
             for number in args.neighbors:
@@ -152,18 +169,10 @@ def _measure(run: Run, seconds: float, num_programs: int = 0, beside: Run | None
         for one in filter(None, (run, beside)):
             stack.enter_context(one.running())
         time.sleep(_SETTLE_S)
-        first, start = _next_step(run)
+        first, start = run.next_step()
         time.sleep(seconds)
-        last, end = _next_step(run)
+        last, end = run.next_step()
     return (last - first) / (end - start)
-
-
-def _next_step(run: Run) -> tuple[int, float]:
-    """Wait for the end of a step; return its tokens and the time."""
-    before = run.tokens()
-    while (tokens := run.tokens()) == before:
-        time.sleep(0.002)
-    return tokens, time.perf_counter()
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def step_collectives(reduce_dtype: str) -> list[Collective]:
     config = parse_config([*to_flags(SHAPE), f"--tokenizer.vocab_size={VOCAB_SIZE}"])
     num_weights = num_parameters(config.model_config(vocab_size=VOCAB_SIZE))
     width = 2 if reduce_dtype == "bfloat16" else 4
-    return [Collective("all_reduce", width * num_weights), Collective("all_reduce", 32)]
+    return [Collective("all_reduce", width * num_weights), Collective("all_reduce", 40)]
 
 
 def measure_fault(folder: Path, data: list[str], seconds: float | None) -> dict:

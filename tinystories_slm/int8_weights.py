@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tinystories_slm.errors import UserError
 
-_MARK = "_has_int8_weights"
+_ROWS = "_int8_rows"
 _LEVELS = 127
 
 
@@ -20,7 +20,7 @@ def round_to_int8(model: PreTrainedModel) -> None:
     Raises:
         UserError: a matrix is in another layer than `torch.nn.Linear` or `torch.nn.Embedding`.
     """
-    matrices = {}
+    layers: dict[int, list[nn.Module]] = {}  # of each matrix: tied ones are rounded once
     for name, module in model.named_modules():
         for weight in module.parameters(recurse=False):
             if weight.ndim != 2:
@@ -30,17 +30,24 @@ def round_to_int8(model: PreTrainedModel) -> None:
                     f"dtype (int8): {name} is a {type(module).__name__}, and only torch.nn.Linear and "
                     "torch.nn.Embedding can be rounded; use float32 or bfloat16"
                 )
-            matrices[id(weight)] = weight  # tied ones once
+            layers.setdefault(id(weight), []).append(module)
     with torch.no_grad():
-        for weight in matrices.values():
-            levels, scales = int8_rows(weight)
-            weight.copy_(levels * scales[:, None])
-    setattr(model, _MARK, True)
+        for modules in layers.values():
+            levels, scales = rows = int8_rows(modules[0].weight)
+            modules[0].weight.copy_(levels * scales[:, None])
+            for module in modules:
+                setattr(module, _ROWS, rows)
 
 
 def has_int8_weights(model: PreTrainedModel) -> bool:
     """Whether `round_to_int8` has rounded the weights of `model`."""
-    return getattr(model, _MARK, False)
+    return any(hasattr(module, _ROWS) for module in model.modules())
+
+
+def joined_int8_rows(*layers: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return integers (rows, columns) and scales (rows,) of one matrix with the rows of all `layers`."""
+    levels, scales = zip(*(getattr(layer, _ROWS) for layer in layers), strict=True)
+    return torch.cat(levels), torch.cat(scales)
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,10 +101,10 @@ def run_seed(entry: Entry, edition: Edition, seed: int, data: str | None, model_
             shutil.copy(entry.path / file, work / file)
         (work / TRAIN_FILE).write_bytes(json_lines(stories))
         done = _run_isolated(entry, seed, work)
-        trained = work / entry.model
+        trained = _written_by_run(work, "model", entry.model)
         if not trained.is_dir():
             raise UserError(f"model ({entry.model}): the command wrote no such folder; correct entry.yaml")
-        steps = read_metrics(work / entry.metrics) if entry.metrics else []
+        steps = read_metrics(_written_by_run(work, "metrics", entry.metrics)) if entry.metrics else []
         shutil.rmtree(model_folder, ignore_errors=True)
         shutil.copytree(trained, model_folder)
     return SeedLog(
@@ -122,6 +122,19 @@ def run_seed(entry: Entry, edition: Edition, seed: int, data: str | None, model_
         weights_sha256=weights_sha256(model_folder),
         scores=score_folder(model_folder, edition, data),
     )
+
+
+def _written_by_run(work: Path, option: str, name: str) -> Path:
+    """Return the path `name` in the folder of a run.
+
+    Raises:
+        UserError: it, or a file in it, is elsewhere or a link to elsewhere, which the run could not read.
+    """
+    path, inside = work / name, work.resolve()
+    for one in (path, *path.rglob("*")):
+        if not one.resolve().is_relative_to(inside):
+            raise UserError(f"{option} ({name}): {one.name} is outside the folder of the run; copy it there")
+    return path
 
 
 def _run_isolated(entry: Entry, seed: int, work: Path) -> ProcessResult:

@@ -60,7 +60,9 @@ def verify(path: Path, data: str | None = None, rerun: int | None = None) -> Ent
     if len(entry.seeds) < MIN_SEEDS:
         raise UserError(f"{path}: has {len(entry.seeds)} seeds; the rules need at least {MIN_SEEDS}")
     logs = [read_log(entry.log(seed)) for seed in entry.seeds]
-    for log in logs:
+    for seed, log in zip(entry.seeds, logs, strict=True):
+        if log.seed != seed:
+            raise UserError(f"{entry.log(seed)}: is of seed {log.seed}; run the seed again")
         _check_log(entry, edition, log)
     _check_results(entry, edition, logs)
     print(f"{path}: {len(logs)} logs are consistent; p = {entry.results.p_value:.2g}")

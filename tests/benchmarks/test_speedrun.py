@@ -153,6 +153,10 @@ TAMPERED = {
     "command": (lambda e: change_log(e, command="python SEED"), "its command is not that of entry.yaml"),
     "files": (lambda e: (e / "train.py").write_text("pass"), "the files of the entry have changed since"),
     "no log": (lambda e: (e / "seed_0.json").unlink(), "seed_0.json is not a log of a run"),
+    "seed": (
+        lambda e: shutil.copy(e / "seed_0.json", e / "seed_1.json"),
+        r"seed_1.json: is of seed 0; run the seed again",
+    ),
     "score": (lower_score, r"models/seed_1: scores [\d.]+ bits per byte, and the log has"),
     "weights": (
         lambda e: shutil.copytree(e / "prebuilt" / "0", e / "models" / "seed_1", dirs_exist_ok=True),
@@ -198,6 +202,21 @@ def test_run_cannot_read_the_validation_text(attempt, entry, tmp_path):
         with pytest.raises(UserError, match=r"command \(python train.py SEED\): failed.*PermissionError"):
             speedrun_run.make_entry(entry, str(stories))
     assert {path: path.read_bytes() for path in entry.glob("seed_*.json")} == before
+
+
+@needs_landlock
+@pytest.mark.parametrize("is_link", [False, True], ids=["path", "link"])
+def test_model_from_outside_the_run_is_rejected(entry, is_link):
+    elsewhere = entry / "prebuilt" / "0"
+    if is_link:
+        path = elsewhere / "model.safetensors"
+        line = f"import os; os.makedirs('out'); os.symlink({str(path)!r}, 'out/model.safetensors')\n"
+        (entry / "train.py").write_text(line)
+        write_entry(replace(read_entry(entry), model="out", metrics=None))
+    else:
+        write_entry(replace(read_entry(entry), model=str(elsewhere)))
+    with pytest.raises(UserError, match=r"model \(.*\): .* is outside the folder of the run"):
+        speedrun_run.make_entry(entry, None, only=0)
 
 
 @needs_landlock

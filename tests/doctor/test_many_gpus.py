@@ -64,14 +64,22 @@ def test_bytes_follow_from_the_number_of_parameters():
 def test_sharded_muon_exchanges_the_matrices_of_the_blocks_twice():
     args = scale_args("--train.optimizer=muon")
     model_config = args.model_config(vocab_size=10_000)
-    [first, second] = [
-        each
-        for each in count_fsdp2(args, model_config, precision="no", world_size=8).update
-        if each.kind == "all_to_all"
-    ]
     blocks = 8 * (4 * 256 * 256 + 2 * 256 * 1024)  # attention and feed-forward layer
-    assert first == second and first.num_bytes == 2 * blocks // 8
-    assert first.ring_bytes(8) == 7 / 8 * first.num_bytes
+    for precision, width in (("no", 4), ("bf16", 2)):
+        update = count_fsdp2(args, model_config, precision=precision, world_size=8).update
+        [first, second] = [each for each in update if each.kind == "all_to_all"]
+        assert first == second and first.num_bytes == width * blocks // 8
+        assert first.ring_bytes(8) == 7 / 8 * first.num_bytes
+
+
+def test_average_is_sharded_as_well():
+    plain, averaged = (
+        [each.memory_bytes for each in estimate_scaling(scale_args("--world_size=8", *flags))]
+        for flags in ((), ("--train.ema_decay=0.99",))
+    )
+    num = num_parameters(scale_args().model_config(vocab_size=10_000))
+    assert averaged[0] - plain[0] == 4 * num
+    assert averaged[1] - plain[1] == pytest.approx(4 * num / 8, rel=0.01)
 
 
 @pytest.mark.weekly

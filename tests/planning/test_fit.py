@@ -115,14 +115,14 @@ def write_sweep(folder: Path, runs: list[MeasuredRun]) -> Path:
 def test_command_writes_a_law_that_the_planner_reads(tmp_path, capsys):
     folder = write_sweep(tmp_path / "sweep", make_runs())
     assert read_runs([folder]) == {"stories": make_runs()}
-    run("scaling", ["--runs", str(folder), "--output", str(tmp_path / "mine.json")])
+    run("scaling", ["--runs", str(folder), "--output", str(tmp_path / "new" / "mine.json")])
     printed = capsys.readouterr().out
     assert "stories: L = E + A / N^alpha + B / D^beta, 16 runs; E = 0.299" in printed
     assert "| parameters | tokens | budget / largest fitted | predicted | reached | error |" in printed
-    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
-    law = load_laws(tmp_path / "mine.json")["stories"]
+    assert (tmp_path / "new" / "mine.png").read_bytes().startswith(b"\x89PNG")
+    law = load_laws(tmp_path / "new" / "mine.json")["stories"]
     assert law.bits_per_byte(1e6, 1e6) == pytest.approx(loss(1e6, 1e6), rel=0.003)
-    record = json.loads((tmp_path / "mine.json").read_text())["stories"]
+    record = json.loads((tmp_path / "new" / "mine.json").read_text())["stories"]
     exponent = record["terms"]["tokens"]["exponent"]
     assert exponent["low"] <= exponent["value"] <= exponent["high"]
     provenance = record["provenance"]
@@ -232,7 +232,7 @@ def test_runs_of_the_sweep_have_the_options_of_the_planner(monkeypatch):
             section, _, option = name.partition(".")
             found[name] = getattr(getattr(config, section), option)
         assert found == options, one.name
-        assert train.batch_size == (8 if train.max_steps * 8 * 256 <= 2e6 and train.batch_size == 8 else 16)
+        assert train.batch_size == (8 if train.max_steps * train.batch_size * 256 <= 2e6 else 16)
         assert re.fullmatch(
             r"\d x \d+, (?:[\d.]+ M tokens|vocabulary \d+|\d+ stories)", one.labels["variant"]
         )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from training.helpers import run_processes
+from training.sharded_runs import fsdp2_environment
 
 from tinystories_slm.config import save_config
 from tinystories_slm.doctor.paper_step import count_ddp, count_fsdp2
@@ -17,13 +17,6 @@ SCRIPT = ROOT / "tests" / "training" / "count_communication.py"
 DDP, DDP_BF16 = "--train.reduce_dtype float32", "--train.reduce_dtype bfloat16"
 TORCH_KERNELS = ("--train.cpu_kernels", "torch")  # FSDP2 finds the blocks by the name of their class
 ACCUMULATED = "--train.per_device_batch_size 1"  # four micro-batches of one sequence
-
-
-def sharding_env() -> dict[str, str]:
-    """The environment that Accelerate's launcher makes of the shipped file for sharded models."""
-    path = ROOT / "configs" / "accelerate" / "gpu_8_fsdp2.yaml"
-    options = yaml.safe_load(path.read_text())["fsdp_config"]
-    return {"ACCELERATE_USE_FSDP": "true"} | {name.upper(): str(value) for name, value in options.items()}
 
 
 @pytest.fixture
@@ -60,7 +53,9 @@ def test_ddp_sums_the_gradients_once_a_step(count):
 
 
 def test_fsdp2_gathers_weights_and_scatters_gradients(count, tiny_run):
-    [plain, accumulated, half] = count(DDP, ACCUMULATED, DDP_BF16, env=sharding_env(), flags=TORCH_KERNELS)
+    [plain, accumulated, half] = count(
+        DDP, ACCUMULATED, DDP_BF16, env=fsdp2_environment(), flags=TORCH_KERNELS
+    )
     assert (plain["type"], plain["kinds"]) == ("FSDP", ["DTensor"])
     config = tiny_run().model_config(vocab_size=300)
     num = num_parameters(config)
@@ -79,7 +74,7 @@ def test_fsdp2_gathers_weights_and_scatters_gradients(count, tiny_run):
 
 def test_fsdp2_rounds_neither_the_loss_nor_the_sum_of_gradients(count):
     flags = (*TORCH_KERNELS, "--train.mixed_precision", "bf16")
-    [plain] = count(DDP, env=sharding_env(), flags=flags)
+    [plain] = count(DDP, env=fsdp2_environment(), flags=flags)
     totals = total_bytes(collectives(plain))
     assert totals["reduce_scatter"] == 4 * plain["num_parameters"]
     assert totals["all_gather"] < 4 * plain["num_parameters"]  # 16-bit weights, the blocks twice
@@ -107,7 +102,7 @@ def test_real_processes_exchange_what_is_counted_on_paper(count, tiny_run, num_p
     expected = count_ddp(config, model_config)
     assert collectives(ddp) == expected.collectives(num_micro_batches) and len(collectives(ddp)) == 2
 
-    [fsdp2] = count(DDP, num_processes=num_processes, env=sharding_env(), flags=(*TORCH_KERNELS, *shape))
+    [fsdp2] = count(DDP, num_processes=num_processes, env=fsdp2_environment(), flags=(*TORCH_KERNELS, *shape))
     expected = count_fsdp2(config, model_config, precision="no", world_size=num_processes)
     assert sorted(collectives(fsdp2)) == sorted(expected.collectives(num_micro_batches))
     scattered = total_bytes(collectives(fsdp2))["reduce_scatter"]

@@ -92,6 +92,16 @@ def test_four_processes_save_and_two_three_and_one_resume(tiny_run):
     assert_close_runs(saved["sharded"], alone, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_checkpoint_before_the_first_step_changes_nothing(tiny_run):
+    flags = (*FLAGS, *SHARDED, "--train.max_steps", "4")
+    for name, keep in (("plain", "newest:2"), ("kept", "0:full,newest:2")):
+        codes, errors = train_sharded(tiny_run(*flags, "--train.keep", keep, name=name), 2)
+        assert codes == [0, 0], errors
+    assert saved_steps(tiny_run(name="kept")) == [0, *saved_steps(tiny_run(name="plain"))]
+    assert_same_shards(tiny_run(name="plain").output_dir, tiny_run(name="kept").output_dir)
+
+
 @pytest.mark.weekly
 def test_steps_go_on_while_a_checkpoint_is_written(tiny_run, program):
     waits = (

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from training.helpers import start_two_processes
 
 from tinystories_slm.config import save_config
@@ -140,9 +139,8 @@ def test_a_killed_process_ends_the_others_with_one_line(run_with, fault):
     )
 
 
-def test_waiting_for_a_stream_is_published_as_a_pause(monkeypatch):
+def test_waiting_for_a_stream_is_published_as_a_pause():
     published = []
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     watchdog = Watchdog(60, lambda: False)
     watchdog._store = SimpleNamespace(set=lambda key, text: published.append(Heartbeat(*json.loads(text))))
     for step in (0, 1):
@@ -156,13 +154,18 @@ def test_waiting_for_a_stream_is_published_as_a_pause(monkeypatch):
 
 
 @pytest.mark.parametrize("is_lost", [False, True], ids=["blocked", "lost"])
-def test_a_store_that_does_not_answer_ends_the_process(monkeypatch, capfd, is_lost):
+@pytest.mark.parametrize(
+    ("rank", "size", "has_line"),
+    [(1, 2, True), (8, 16, True), (9, 16, False)],
+    ids=["second process", "first of the second host", "another of the second host"],
+)
+def test_a_store_that_does_not_answer_ends_the_process(monkeypatch, capfd, is_lost, rank, size, has_line):
     """As on a host that is cut off from that of the first process, or after the first process has ended."""
-    ended, num_calls, beats = (
-        threading.Event(),
-        [],
-        [[0, 0, 5, False, "host0", 7], [0, 0, 5, False, "host1", 8]],
-    )
+    ended, num_calls = threading.Event(), []
+    beats = [[0, 0, 5, False, f"host{each // 8}", 7 + each] for each in range(size)]
+    launch = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank % 8, "MASTER_ADDR": "host0"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
 
     def multi_get(keys):
         num_calls.append(len(keys))
@@ -180,11 +183,11 @@ def test_a_store_that_does_not_answer_ends_the_process(monkeypatch, capfd, is_lo
     codes = []
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr("tinystories_slm.training.watchdog._GRACE_S", 0)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     watchdog = Watchdog(0.4, lambda: False)
+    watchdog._rank, watchdog._world_size = rank, size
     watchdog._store = SimpleNamespace(set=lambda key, text: None, multi_get=multi_get)
     threading.Thread(target=watchdog._exchange_heartbeats, daemon=True).start()
     watchdog._watch()
-    assert codes == [69] and num_calls == [2] * 4
-    assert "waiting for process 0 on host0 (pid 7) at step 5; the run ends" in capfd.readouterr().err
+    assert codes == [69] and num_calls == [size] * 4
+    line = "waiting for process 0 on host0 (pid 7) at step 5; the run ends"
+    assert (line in capfd.readouterr().err) == has_line

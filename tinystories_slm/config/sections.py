@@ -370,7 +370,7 @@ class CheckpointArgs:
     `log:full` keeps the checkpoints of these steps too, to branch from."""
     sharded_checkpoints: bool = False
     """Each process of a model that FSDP2 shards writes its own part of a checkpoint, while the run goes on;
-    last/ is then written at the end only. Without FSDP2 it has no effect."""
+    last/ is then written first and at the end. Without FSDP2 it has no effect."""
     resume: str = "auto"
     """`auto` resumes from the newest checkpoint of this run directory; `never` starts over; `extend` trains
     a finished run on, to a larger `max_steps` or `max_minutes` (docs/longer.md); the path of a
@@ -428,6 +428,8 @@ class TrainArgs(LoggingArgs, CheckpointArgs, RuntimeArgs, OptimizerArgs, BatchAr
         sections = (OptimizerArgs, ScheduleArgs, BatchArgs, RuntimeArgs, CheckpointArgs, LoggingArgs)
         found = [problem for section in sections for problem in section.problems(self)]
         found += require_at_least(self, "train", seed=0)
+        if self.sharded_checkpoints and self.mixed_precision == "fp16":
+            found.append("train.sharded_checkpoints (True) does not save the loss scale of fp16; use bf16")
         if self.seed >= 2**32:
             found.append(f"train.seed ({self.seed}) must be below 4294967296")
         return found

@@ -116,7 +116,11 @@ def _write_shard(data: DataArgs, shard: Shard, folder: Path) -> ShardManifest:
     (folder / "shard.json").unlink(missing_ok=True)  # of the files that are replaced
     files: dict[str, ShardFiles] = {}
     with kept_progress(folder / "tokens.progress", asdict(inputs)) as progress:
-        for split, (num_tokens, prompt_lengths) in _write_splits(data, inputs, progress, shard).items():
+        raw = RawManifest.load(data.data_dir / "raw" / "source.json")
+        written = _write_splits(data, raw, inputs, progress, shard)
+        # Before the files are moved: a kill then repeats the encoding.
+        hashes = {split: file_sha256(progress.folder / f"{split}.bin") for split in written}
+        for split, (num_tokens, prompt_lengths) in written.items():
             with (
                 atomic_write(folder / f"{split}.bin") as tokens,
                 atomic_write(prompt_file(folder, split)) as prompts,
@@ -126,7 +130,7 @@ def _write_shard(data: DataArgs, shard: Shard, folder: Path) -> ShardManifest:
                 files[split] = ShardFiles(
                     num_stories=len(prompt_lengths),
                     num_tokens=num_tokens,
-                    tokens_sha256=file_sha256(tokens),
+                    tokens_sha256=hashes[split],
                     prompts_sha256=file_sha256(prompts),
                 )
     if _shard_inputs(data) != inputs:
@@ -223,10 +227,9 @@ def token_file_differences(data: DataArgs, args: TokenizerArgs) -> list[str] | N
 
 
 def _write_splits(
-    data: DataArgs, inputs: ShardManifest, progress: Progress, shard: Shard
+    data: DataArgs, raw: RawManifest, inputs: ShardManifest, progress: Progress, shard: Shard
 ) -> dict[str, tuple[int, np.ndarray]]:
     """Call `write_tokens` for each split."""
-    raw = RawManifest.load(data.data_dir / "raw" / "source.json")
     return {
         split: write_tokens(data, split, counts["num_bytes"], inputs.token_dtype, progress, shard)
         for split, counts in raw.splits.items()
@@ -249,11 +252,9 @@ def _tokenize_splits(data: DataArgs, shards: Sequence[tuple[Path, ShardManifest]
             folder = progress.folder
             written = {split: merge_split(shards, split, folder / f"{split}.bin") for split in raw.splits}
         else:
-            written = _write_splits(data, inputs, progress, WHOLE)
-        for (
-            split,
-            counts,
-        ) in raw.splits.items():  # both files get their final names only when both are complete
+            written = _write_splits(data, raw, inputs, progress, WHOLE)
+        # Both files get their final names only when both are complete.
+        for split, counts in raw.splits.items():
             num_tokens, prompt_lengths = written[split]
             path = files.enter_context(atomic_write(data.data_dir / f"{split}.bin"))
             shutil.move(progress.folder / f"{split}.bin", path)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_STORIES = 2**15
 """Stories of a segment. A kill loses the unfinished segment: a few seconds of one core."""
 # Their versions may change a result.
-_LIBRARIES = ("tinystories_slm", "ftfy", "numpy", "pyarrow", "rensa")
+_LIBRARIES = ("tinystories_slm", "ftfy", "numpy", "pyarrow", "rensa", "tokenizers")
 
 Arrays = dict[str, np.ndarray]
 SaveArrays = Callable[[str, Callable[[], Arrays]], Arrays]

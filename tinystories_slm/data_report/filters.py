@@ -4,18 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
-from tinystories_slm.data.batches import iter_batches
+from tinystories_slm.data.filters import dropped
 from tinystories_slm.data.filters.cleaning import Cleaner, RuleCounts
-from tinystories_slm.data.filters.duplicates import Leaks, find_duplicates
 from tinystories_slm.data.raw_stories import RawManifest
 
 MAX_CLEANED = 20_000
 """Training stories that are checked if the download cleaned none: 2 s."""
 MAX_COMPARED = 50_000
 """More training stories are not compared with each other if the download did not: 8 s."""
-_BATCH_STORIES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +64,5 @@ def find_repeated(raw: RawManifest, read_split: Callable[[str], Iterator[str]]) 
     num_stories = raw.splits["train"]["num_stories"]
     if num_stories > MAX_COMPARED:
         return None
-    leaks = Leaks(read_split("validation"))
-    is_leak = np.concatenate(
-        [leaks.check(batch) >= 0 for batch in iter_batches(read_split("train"), _BATCH_STORIES)]
-    )
-    repeated = find_duplicates(read_split("train"), num_stories)
-    return Repeated(
-        is_dropped=False,
-        num_exact=int((repeated.is_exact & ~is_leak).sum()),
-        num_near=int((repeated.is_duplicate & ~repeated.is_exact & ~is_leak).sum()),
-        num_leaks=int(is_leak.sum()),
-        num_validation_leaked=int(leaks.leaked.sum()),
-    )
+    found = dropped.find_repeated(lambda: read_split("train"), num_stories, read_split("validation"))
+    return Repeated(is_dropped=False, **found.counts())

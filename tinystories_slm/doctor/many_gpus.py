@@ -100,17 +100,17 @@ def sharded_memory_bytes(
 ) -> int:
     """Estimate the bytes of a process that shards the model, from those of one with the complete model.
 
-    They are the shards of weights, gradients and optimizer state, padded as FSDP2 does; gathered weights of
-    `width` bytes, those that stay from forward to backward and two blocks; the largest complete gradient
-    before it is reduced; the head's gradient, which the loss holds; activations and logits. The estimate was
-    not compared with a GPU.
+    They are the shards of weights, gradients, optimizer state and average, padded as FSDP2 does; gathered
+    weights of `width` bytes, those that stay from forward to backward and two blocks; the largest complete
+    gradient before it is reduced; the head's gradient, which the loss holds; activations and logits. The
+    estimate was not compared with a GPU.
     """
     gathered, again = (
         [each.num_bytes for each in collectives]
         for collectives in (communication.forward, communication.backward)
     )
     shard_share = sum(gathered) / width / world_size / num_weights
-    states = shard_share * (2 * 4 * num_weights + complete.optimizer)
+    states = shard_share * (2 * 4 * num_weights + complete.optimizer + complete.ema)
     unsharded = sum(gathered) - sum(again) + sum(sorted(again)[-2:])
     gradients = max(each.num_bytes for each in communication.gradients)
     head_gradient = complete.gradients - 4 * num_weights

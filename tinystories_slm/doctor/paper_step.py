@@ -99,7 +99,7 @@ def count_fsdp2(
         with CommunicationCounter() as update:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.max_grad_norm)
         if config.train.optimizer == "muon":
-            update.collectives += 2 * [_exchange_of_muon(model, world_size)]
+            update.collectives += 2 * [_exchange_of_muon(model, precision, world_size)]
     return StepCommunication(
         forward=forward.collectives,
         backward=[each for each in backward.collectives if each.kind == "all_gather"],
@@ -108,10 +108,11 @@ def count_fsdp2(
     )
 
 
-def _exchange_of_muon(model: TinyStoriesForCausalLM, world_size: int) -> Collective:
-    """Return one of the two exchanges of `matrix_exchange` in bfloat16, with the mean bytes of a process."""
+def _exchange_of_muon(model: TinyStoriesForCausalLM, precision: str, world_size: int) -> Collective:
+    """Return one of the two exchanges of `matrix_exchange`, with the mean bytes of a process."""
     num_weights = sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim == 2)
-    return Collective("all_to_all", 2 * num_weights // world_size)
+    width = 4 if precision == "no" else 2  # that of the orthogonalization
+    return Collective("all_to_all", width * num_weights // world_size)
 
 
 def _build_model(model_config: TinyStoriesConfig) -> TinyStoriesForCausalLM:

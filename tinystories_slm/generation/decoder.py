@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tinystories_slm.config.command_args.generate import Backend
-from tinystories_slm.int8_weights import has_int8_weights, int8_rows
+from tinystories_slm.int8_weights import has_int8_weights, joined_int8_rows
 from tinystories_slm.kernels.build import data_ptr
 from tinystories_slm.kernels.decoding import bindings as kernels
 from tinystories_slm.model import CACHE_NAME, TinyStoriesConfig, TinyStoriesForCausalLM
@@ -139,16 +139,21 @@ class Decoder:
         if self.kernels:
             self._bind_kernel_structs(capacity)
 
-    def _pack_layer(self, layer: nn.Module, cache_shape: tuple[int, ...]) -> _Layer:
+    def _matrices(self, layer: nn.Module) -> dict[str, tuple[nn.Linear, ...]]:
+        """Return the layers that each joined matrix consists of: qkv, out, up and down."""
         attention, mlp = layer.self_attn, layer.mlp
-        qkv, qkv_bias = _concat_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        up, up_bias = (
-            _concat_linears(mlp.gate_proj, mlp.up_proj)
-            if self.config.has_gated_mlp
-            else _concat_linears(mlp.up_proj)
-        )
-        out, out_bias = _concat_linears(attention.o_proj)
-        down, down_bias = _concat_linears(mlp.down_proj)
+        gate = (mlp.gate_proj,) if self.config.has_gated_mlp else ()
+        return {
+            "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
+            "out": (attention.o_proj,),
+            "up": (*gate, mlp.up_proj),
+            "down": (mlp.down_proj,),
+        }
+
+    def _pack_layer(self, layer: nn.Module, cache_shape: tuple[int, ...]) -> _Layer:
+        attention = layer.self_attn
+        matrices = {name: _concat_linears(*linears) for name, linears in self._matrices(layer).items()}
+        (qkv, qkv_bias), (out, out_bias), (up, up_bias), (down, down_bias) = matrices.values()
         norm_1, norm_1_bias = _norm_weights(layer.input_layernorm)
         norm_2, norm_2_bias = _norm_weights(layer.post_attention_layernorm)
         q_norm = k_norm = None
@@ -195,13 +200,13 @@ class Decoder:
     def _bind_int8_weights(self) -> tuple[Tensor, Tensor]:
         """Let the layers' structs point to integers and scales; return those of the head."""
         self._int8_weights = []
-        for struct, layer in zip(self._layer_structs, self.layers, strict=True):
-            for name in ("qkv", "out", "up", "down"):
-                levels, scales = int8_rows(getattr(layer, name))
+        for struct, layer in zip(self._layer_structs, self.model.model.layers, strict=True):
+            for name, linears in self._matrices(layer).items():
+                levels, scales = joined_int8_rows(*linears)
                 setattr(struct, name, data_ptr(levels))
                 setattr(struct, f"{name}_scale", data_ptr(scales))
                 self._int8_weights.append((levels, scales))
-        self._int8_weights.append(int8_rows(self.head))
+        self._int8_weights.append(joined_int8_rows(self.model.lm_head))
         return self._int8_weights[-1]
 
     def prefill(self, token_ids: list[int], slots: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ from tinystories_slm.config.command_args.scaling import ScalingArgs
 from tinystories_slm.config.command_args.sweep import SweepArgs
 from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import write_output
+from tinystories_slm.io.file_errors import translate_write_errors
 from tinystories_slm.planning.fit import ScalingFit, fit_scaling
 from tinystories_slm.planning.fit_report import describe_fit, law_record, plot_fits
 from tinystories_slm.planning.law import load_laws
@@ -30,14 +31,14 @@ def fit_laws(args: ScalingArgs) -> dict[str, ScalingFit]:
         UserError: the sweep failed, the runs cannot be read or do not determine a law, or a file cannot be
             written.
     """
+    records = read_json_object(args.output)
+    if records:
+        load_laws(args.output)
     paths = args.run_paths
     if args.sweep is not None:
         sweep_args = parse(SweepArgs, ["--config", str(args.sweep)])
         sweep(sweep_args)
         paths = [sweep_args.output_dir, *paths]
-    records = read_json_object(args.output)
-    if records:
-        load_laws(args.output)
     fits = {}
     for name, runs in read_runs(paths).items():
         try:
@@ -47,6 +48,8 @@ def fit_laws(args: ScalingArgs) -> dict[str, ScalingFit]:
         print(describe_fit(name, fits[name]))
     sources, command = describe_sources(paths), _command(args)
     records |= {name: law_record(fit, sources, command) for name, fit in fits.items()}
+    with translate_write_errors("output", args.output):
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     write_output(args.output, json.dumps(records, indent=1) + "\n")
     plot = args.plot or args.output.with_suffix(".png")
     plot_fits(fits, plot)

@@ -150,7 +150,7 @@ def describe_plan(plan: Plan, config: RunConfig, law: LossLaw, minutes: float) -
         f"plan for {minutes:g} min: {layers} layers x {width}, vocabulary {config.tokenizer.vocab_size:,}, "
         f"about {plan.num_steps:,} steps of {train.batch_size} x {config.data.seq_len} tokens at "
         f"{chosen.tokens_per_second:,.0f} tokens/s",
-        f"expected: {expected:.3f} bits per byte of held-out text (standard error of the law {error:.3f})",
+        f"expected: {expected:.3f} bits per byte of held-out text (standard deviation of a run {error:.3f})",
     ]
     lines += [
         f"  {one.shape[0]} x {one.shape[1]}: {one.tokens_per_second:,.0f} tokens/s, "

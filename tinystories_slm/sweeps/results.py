@@ -141,14 +141,14 @@ def _read_row(args: SweepArgs, state: RunState) -> SweepRow:
 
 
 def _read_data(run_dir: RunDir) -> dict[str, Any]:
-    """Return the vocabulary and the size of the training stories of a run."""
+    """Return the vocabulary and the size of the training stories of a run; that of a stream is not known."""
     manifest = run_dir.load_manifest()
     if manifest is None:
         return {}
     train = manifest.splits["train"]
     return {
         "vocab_size": manifest.vocab_size,
-        "unique_tokens": train["num_tokens"],
+        "unique_tokens": None if manifest.provenance.streaming else train["num_tokens"],
         "bytes_per_token": train["num_bytes"] / train["num_tokens"],
     }
 

@@ -41,11 +41,11 @@ class TrainedState:
 
 def write_whole(state: TrainedState, folder: Path) -> None:
     """Write the files into `folder`; every process must call this, and the main process writes."""
+    # It warns about every tied weight that it does not write; loading ties them again.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     if is_sharded(state.model):
         _write_gathered(state, folder)
     else:
-        # It warns about every tied weight that it does not write; loading ties them again.
-        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         state.accelerator.save_state(str(folder))
     average = state.ema.averaged_model() if state.ema else None
     if average is not None and state.accelerator.is_main_process:

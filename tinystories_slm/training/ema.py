@@ -41,7 +41,6 @@ class EMA:
             self._model = model  # its configuration remains; the complete average is no longer held
         else:
             self._model.to(next(model.parameters()).device)
-            self.averages = list(self._model.parameters())
 
     def averaged_model(self) -> TinyStoriesForCausalLM:
         """Return a model with the averaged weights, complete; under FSDP2 every process must call this."""

@@ -25,8 +25,6 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 
 _CONNECT_S = 40.0
 _REPORT_S = 30.0
-# A machine may have folders of its own; what they hold is compared elsewhere.
-_MAY_DIFFER = {"output_dir", "data.data_dir"}
 _MAX_SHOWN = 3
 
 
@@ -80,8 +78,8 @@ def check_same_launch(config: RunConfig) -> None:
     Raises:
         UserError: names the first processes that differ; raised on every process, so that none waits.
     """
-    options = {name: value for name, value in flatten(to_dict(config)).items() if name not in _MAY_DIFFER}
-    check_agreement(options | package_versions(), "use equal options and packages on all machines")
+    facts = flatten(to_dict(config)) | package_versions()
+    check_agreement(facts, "use equal options and packages on all machines")
 
 
 def check_agreement(facts: Mapping[str, object], fix: str) -> None:

@@ -60,7 +60,7 @@ def train(config: RunConfig) -> Path:
         run.stop,
         run.watchdog,
         translate_machine_errors(config, run.runtime),
-        run.writer or contextlib.nullcontext(),
+        finished_write(run),
         saved_at_stream_error(run),
     ):
         if run.progress.step == 0:
@@ -360,24 +360,38 @@ def save(run: TrainingRun) -> None:
     """Save the model to last/, and a checkpoint.
 
     With `train.sharded_checkpoints` the processes write the checkpoint while the run goes on, and last/ is
-    saved at the end alone. After skipped steps nothing is saved, unless the run ends here: the checkpoints
-    from before them stay.
+    saved first and at the end. After skipped steps nothing is saved, unless the run ends here: the
+    checkpoints from before them stay.
     """
     progress = run.progress
     progress.stream = run.dataset.stream_position(progress.step, run.config.train.batch_size)
     _flush_device_metrics(run)
     if progress.consecutive_skipped_steps and not run.is_ending:
         return
+    last, args = run.config.output_dir / "last", run.config.train
+    # Without a step the optimizers have no state, and its shards would hold one of a step.
+    writer = run.writer if progress.step else None
     with run.stopwatch.paused():
-        if run.writer is None or run.is_ending:
+        # A resumed run finds the record of the training data in last/.
+        if writer is None or run.is_ending or not broadcast_from_main(run.accelerator, last.is_dir):
             model = run.eval_model()
             if run.accelerator.is_main_process:
-                save_model_folder(model, run.tokenizer, run.config.output_dir / "last")
-        args = run.config.train
-        save_checkpoint(run.state, run.config.output_dir, progress, args=args, writer=run.writer)
-        if run.writer and run.is_ending:
-            run.writer.wait()
+                save_model_folder(model, run.tokenizer, last)
+        save_checkpoint(run.state, run.config.output_dir, progress, args=args, writer=writer)
+        if writer and run.is_ending:
+            writer.wait()
     progress.saving_seconds = run.stopwatch.paused_s
+
+
+@contextlib.contextmanager
+def finished_write(run: TrainingRun) -> Iterator[None]:
+    """Let a checkpoint that is being written become complete, also if an error ends the run."""
+    try:
+        yield
+    finally:
+        if run.writer:
+            with run.stopwatch.paused():  # for the watchdog: no process advances
+                run.writer.close()
 
 
 @contextlib.contextmanager

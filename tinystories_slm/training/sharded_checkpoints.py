@@ -4,7 +4,6 @@
 nothing is unpickled. Any number of processes reads them, sharded or not.
 """
 
-import logging
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -20,15 +19,13 @@ from tinystories_slm.errors import UserError
 from tinystories_slm.io.atomic import fsync_directory
 from tinystories_slm.training.checkpoint_tensors import TrainedState
 
-logger = logging.getLogger(__name__)
-
 SHARDS = "shards"
 """Name of the folder in a checkpoint that holds the files of the processes."""
 _WEIGHTS, _AVERAGES = "model", "average"
 
 
 class CheckpointWriter:
-    """Context manager that writes sharded checkpoints, one at a time, while the run goes on.
+    """Writes sharded checkpoints, one at a time, while the run goes on.
 
     `start` waits for the copy of this process's shards to the memory of its machine. Threads write them and
     exchange what they wrote through a process group of their own, so they do not disturb the training.
@@ -79,11 +76,9 @@ class CheckpointWriter:
         finally:
             self._writing = None
 
-    def __enter__(self) -> "CheckpointWriter":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._writing is not None:  # an error ends the run; what is being written may become complete
+    def close(self) -> None:
+        """Wait for the last checkpoint, complete or not."""
+        if self._writing is not None:
             wait([self._writing])
         self._group = None
 

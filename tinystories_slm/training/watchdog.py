@@ -19,6 +19,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from tinystories_slm.errors import PROCESS_LOST_EXIT_CODE
+from tinystories_slm.hardware.launch_env import local_process_rank
 
 # For the stacks of a stalled process, and for the other processes to find it as well.
 _GRACE_S = 2.0
@@ -109,9 +110,10 @@ class Watchdog:
         self._first_step: int | None = None
         self._is_waiting = False
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._store: torch.distributed.Store | None = None
         self._heartbeats: dict[int, Heartbeat] = {}
+        self._rank, self._world_size = 0, 1
         self._num_exchanges, self._is_store_lost = 0, False
 
     def advance(self, step: int) -> None:
@@ -130,22 +132,26 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            self._rank, self._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
             self._store = distributed_c10d._get_default_store().clone()
             self._store.set_timeout(timedelta(seconds=self._timeout_s))
             self._publish(num_beats=0)  # before a fault of the loop can stop the thread
-            threading.Thread(target=self._exchange_heartbeats, name="heartbeats", daemon=True).start()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
+            self._threads = [
+                threading.Thread(target=self._exchange_heartbeats, name="heartbeats", daemon=True),
+                threading.Thread(target=self._watch, name="watchdog", daemon=True),
+            ]
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
-        if self._thread:
-            self._thread.join(timeout=self._timeout_s)
+        for thread in self._threads:  # before the process group ends
+            thread.join(timeout=self._timeout_s)
 
     def _exchange_heartbeats(self) -> None:
         """Publish and read heartbeats."""
-        keys = [f"watchdog/{rank}" for rank in range(torch.distributed.get_world_size())]
+        keys = [f"watchdog/{rank}" for rank in range(self._world_size)]
         try:
             while not self._stop.wait(self._interval_s):
                 self._publish(self._num_exchanges + 1)
@@ -156,7 +162,6 @@ class Watchdog:
             self._is_store_lost = True
 
     def _watch(self) -> None:
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         detector, store = StallDetector(self._timeout_s), StallDetector(self._timeout_s)
         while not self._stop.wait(self._interval_s):
             now_s = time.monotonic()
@@ -165,7 +170,7 @@ class Watchdog:
             stalled = [0] if self._is_store_lost else store.update({0: exchange}, now_s)
             stalled = stalled or detector.update(self._heartbeats, now_s)
             if stalled and not self._stop.is_set():
-                self._end_process(rank, world_size, stalled, detector)
+                self._end_process(stalled, detector)
 
     def _publish(self, num_beats: int) -> None:
         # The first step compiles kernels, which may take minutes.
@@ -178,13 +183,15 @@ class Watchdog:
             socket.gethostname(),
             os.getpid(),
         )
-        self._store.set(f"watchdog/{torch.distributed.get_rank()}", json.dumps(heartbeat))
+        self._store.set(f"watchdog/{self._rank}", json.dumps(heartbeat))
 
-    def _end_process(self, rank: int, world_size: int, stalled: list[int], detector: StallDetector) -> None:
-        others = [each for each in range(world_size) if each not in stalled]
-        if rank == min(others or stalled):
+    def _end_process(self, stalled: list[int], detector: StallDetector) -> None:
+        others = [rank for rank in range(self._world_size) if rank not in stalled]
+        # A host that is cut off from the first process has a line of its own.
+        is_cut_off = stalled == [0] and self._rank != 0 and local_process_rank() == 0
+        if self._rank == min(others or stalled) or is_cut_off:
             os.write(2, f"\n{detector.message(stalled)}\n".encode())
-        if rank in stalled:
+        if self._rank in stalled:
             sys.stderr.flush()
             faulthandler.dump_traceback(file=2, all_threads=True)
         time.sleep(_GRACE_S)

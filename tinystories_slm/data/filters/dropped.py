@@ -1,6 +1,7 @@
 """Stories that a download drops, in `raw/dropped.parquet`, and the choice of the repeated ones."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tinystories_slm.data.batches import iter_batches
 from tinystories_slm.data.filters import duplicates as near
-from tinystories_slm.data.filters.duplicates import Leaks, find_duplicates
+from tinystories_slm.data.filters.duplicates import Duplicates, Leaks, find_duplicates
 from tinystories_slm.data.progress import Arrays, SaveArrays, compute_arrays, iter_segments
 
 _BATCH_STORIES = 4096
@@ -93,23 +94,20 @@ def drop_repeated(
     Returns:
         Which training stories stay, bool (num_stories,), and the counts.
     """
-    found = save("repeated", partial(_find_repeated, read_training, num_stories, validation, save))
-    first, is_exact, is_leak = found["first"], found["is_exact"], found["leak"] >= 0
-    is_duplicate = first != np.arange(num_stories)
+    found = find_repeated(read_training, num_stories, validation, save)
+    is_leak, is_duplicate = found.is_leak, found.duplicates.is_duplicate
+    first, is_exact = found.duplicates.first, found.duplicates.is_exact
     keep = ~(is_leak | is_duplicate)
     row = np.where(keep, np.cumsum(keep) - 1, -1)
     for index, story in enumerate(read_training()):
         if is_leak[index]:
-            dropped.add(story, "leak", int(found["leak"][index]))
+            dropped.add(story, "leak", int(found.leak[index]))
         elif is_duplicate[index]:
             repeats = int(row[first[index]])
             rule = "exact_duplicate" if is_exact[index] else "near_duplicate"
             dropped.add(story, rule, None if repeats < 0 else repeats)
     return keep, DuplicateCounts(
-        num_exact=int((is_exact & ~is_leak).sum()),
-        num_near=int((is_duplicate & ~is_exact & ~is_leak).sum()),
-        num_leaks=int(is_leak.sum()),
-        num_validation_leaked=len(found["leaked"]),
+        **found.counts(),
         duplicate_ngram=near.DUPLICATE_NGRAM,
         duplicate_similarity=near.DUPLICATE_SIMILARITY,
         leak_ngram=near.LEAK_NGRAM,
@@ -118,13 +116,48 @@ def drop_repeated(
     )
 
 
-def _find_repeated(
-    read_training: Callable[[], Iterable[str]], num_stories: int, validation: Iterable[str], save: SaveArrays
-) -> Arrays:
-    """Return leaks and duplicates of all training stories in the arrays of `_find_leaks` and `Duplicates`."""
-    leaks = _find_leaks(read_training(), validation, save)
-    duplicates = find_duplicates(read_training(), num_stories, save)
-    return {**leaks, "first": duplicates.first, "is_exact": duplicates.is_exact}
+@dataclass(frozen=True)
+class RepeatedStories:
+    """Training stories that repeat validation stories, or earlier training stories."""
+
+    leak: np.ndarray
+    """Validation story that each one repeats, int64 (num_stories,); -1 for none."""
+    leaked: np.ndarray
+    """Validation stories that are repeated, int64."""
+    duplicates: Duplicates
+
+    @property
+    def is_leak(self) -> np.ndarray:
+        """Whether a story repeats a validation story, bool (num_stories,)."""
+        return self.leak >= 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the stories of each kind; a leak does not count as a duplicate."""
+        is_duplicate, is_exact = self.duplicates.is_duplicate & ~self.is_leak, self.duplicates.is_exact
+        return {
+            "num_exact": int((is_exact & is_duplicate).sum()),
+            "num_near": int((is_duplicate & ~is_exact).sum()),
+            "num_leaks": int(self.is_leak.sum()),
+            "num_validation_leaked": len(self.leaked),
+        }
+
+
+def find_repeated(
+    read_training: Callable[[], Iterable[str]],
+    num_stories: int,
+    validation: Iterable[str],
+    save: SaveArrays = compute_arrays,
+) -> RepeatedStories:
+    """Compare the training stories with the validation stories and with each other; see `drop_repeated`."""
+
+    def compute() -> Arrays:
+        leaks = _find_leaks(read_training(), validation, save)
+        duplicates = find_duplicates(read_training(), num_stories, save)
+        return {**leaks, "first": duplicates.first, "is_exact": duplicates.is_exact}
+
+    found = save("repeated", compute)
+    duplicates = Duplicates(first=found["first"], is_exact=found["is_exact"])
+    return RepeatedStories(found["leak"], found["leaked"], duplicates)
 
 
 def _find_leaks(training: Iterable[str], validation: Iterable[str], save: SaveArrays) -> Arrays:

@@ -33,10 +33,10 @@ static inline vector load_vector(const elem_t *x) {
 /* bindings.py declares the same fields in the same order. A bias or norm that a model lacks is NULL. */
 typedef struct {
     const float *norm_1, *norm_1_bias; /* (C,) */
-    const weight_t *qkv;                 /* ((H + 2 K) D, C) */
+    const weight_t *qkv;               /* ((H + 2 K) D, C) */
     const float *qkv_bias;
     const float *q_norm, *k_norm; /* (D,) */
-    const weight_t *out;            /* (C, H D) */
+    const weight_t *out;          /* (C, H D) */
     const float *out_bias;
     const float *norm_2, *norm_2_bias;
     const weight_t *up; /* (I, C); llama (2 I, C), the gates first */
